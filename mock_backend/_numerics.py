@@ -1,0 +1,131 @@
+"""The numbers: one model, run by ONNX Runtime where it can and by ONNX's reference evaluator where it cannot."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtx_py._types import Array, DataType, TensorInfo, TensorMode
+
+from ._dtypes import CARRIED
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Numerics"]
+
+
+class Numerics:
+    """Runs one model on the CPU. Thread-safe; made ready at the first run.
+
+    I/O types that numpy has no room for (bfloat16, 8- and 4-bit floats, int4) enter and leave the model through a Cast
+    from a wider type that holds each of their values exactly.
+
+    Args:
+        model: the ONNX model with its weights.
+        tensors: its I/O as the engine declares it.
+        threads: intra-op threads of ONNX Runtime.
+    """
+
+    def __init__(self, model: onnx.ModelProto, tensors: tuple[TensorInfo, ...], *, threads: int = 1) -> None:
+        self._model = model
+        self._inputs = [t for t in tensors if t.mode is TensorMode.INPUT]
+        self._outputs = [t for t in tensors if t.mode is TensorMode.OUTPUT]
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._runner: Any = None
+        self._feeds: dict[str, str] = {}
+        self._fetches: list[str] = []
+        self._wide: dict[str, Any] = {}
+        self.engine = ""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name, in the dtypes that the engine declares. Raises whatever the runner raises."""
+        self._prepare()
+        feeds = {}
+        for info in self._inputs:
+            array = np.asarray(inputs[info.name])
+            wide = self._wide.get(info.name)
+            feeds[self._feeds[info.name]] = array if wide is None else array.astype(wide)
+        results = self._runner.run(self._fetches, feeds)
+        outputs: dict[str, Array] = {}
+        for info, value in zip(self._outputs, results, strict=True):
+            outputs[info.name] = np.asarray(value).astype(info.dtype.numpy, copy=False)
+        return outputs
+
+    def _prepare(self) -> None:
+        with self._lock:
+            if self._runner is not None:
+                return
+            model = self._widened()
+            self._runner, self.engine = _load(model, self._threads)
+
+    def _widened(self) -> onnx.ModelProto:
+        import onnx
+        from onnx import TensorProto, helper
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        graph = model.graph
+        weights = {tensor.name for tensor in graph.initializer}
+        declared = {v.name: v for v in graph.input if v.name not in weights}
+        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+        for info in self._inputs:
+            self._feeds[info.name] = info.name
+            value = declared[info.name]
+            elem = value.type.tensor_type.elem_type
+            if elem == TensorProto.DOUBLE:
+                self._wide[info.name] = np.float64
+            if info.dtype not in CARRIED:
+                continue
+            carrier = CARRIED[info.dtype]
+            value.name = self._feeds[info.name] = f"{info.name}__wide"
+            value.type.tensor_type.elem_type = getattr(TensorProto, carrier)
+            self._wide[info.name] = np.int8 if carrier == "INT8" else np.float32
+            graph.node.insert(0, helper.make_node("Cast", [value.name], [info.name], to=elem))
+        results = {v.name: v for v in graph.output}
+        for info in self._outputs:
+            value = results[info.name]
+            self._fetches.append(info.name)
+            if info.dtype not in CARRIED:
+                continue
+            wide = f"{info.name}__wide"
+            to = getattr(TensorProto, CARRIED[info.dtype])
+            graph.node.append(helper.make_node("Cast", [info.name], [wide], to=to))
+            value.name = self._fetches[-1] = wide
+            value.type.tensor_type.elem_type = to
+        needs = {DataType.BF16: 13, DataType.FP8: 19, DataType.INT4: 21, DataType.FP4: 23, DataType.E8M0: 24}
+        floor = max((needs.get(t.dtype, 0) for t in [*self._inputs, *self._outputs]), default=0)
+        if floor > opset:
+            raise ValueError(f"a model of opset {opset} cannot have I/O of a type that came with opset {floor}")
+        return model
+
+
+def _load(model: onnx.ModelProto, threads: int) -> tuple[Any, str]:
+    """A runner with ``run(names, feeds)`` and the name of what is behind it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        onnxruntime = None
+    if onnxruntime is not None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            data = model.SerializeToString()
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), "onnxruntime"
+        except Exception as error:  # its exceptions share no public base
+            reason = f"onnxruntime cannot load this model ({error})"
+    else:
+        reason = "onnxruntime is not installed"
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        return ReferenceEvaluator(model), "onnx.reference"
+    except Exception as error:
+        raise RuntimeError(f"no way to compute this model: {reason}; onnx's reference evaluator: {error}") from error

@@ -1,0 +1,228 @@
+"""What a build is asked for: BuilderConfig and OptimizationProfile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ._arguments import checked_int, checked_shape
+from ._errors import InvalidArgumentError, ShapeError
+from ._resource import Resource
+from ._types import BuildOptions, ProfileSpec, ShapeRange
+
+if TYPE_CHECKING:
+    from ._builder import Builder
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
+
+
+def checked_range(name: Any, minimum: Any, optimum: Any, maximum: Any) -> ShapeRange:
+    """One range of a profile, of shapes or of a shape tensor's values."""
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError(f"tensor name is {name!r}; expected a non-empty string")
+    low, best, high = (
+        checked_shape(value, f"{which} of {name!r}")
+        for which, value in (("min", minimum), ("opt", optimum), ("max", maximum))
+    )
+    if not len(low) == len(best) == len(high):
+        raise ShapeError(f"profile of {name!r}: min {low}, opt {best} and max {high} differ in rank")
+    for index, (a, b, c) in enumerate(zip(low, best, high, strict=True)):
+        if not a <= b <= c:
+            raise ShapeError(
+                f"profile of {name!r}: dimension {index} has min {a}, opt {b}, max {c}; expected min <= opt <= max"
+            )
+    return ShapeRange(low, best, high)
+
+
+class OptimizationProfile(Resource):
+    """The shapes that an engine will serve. Made by ``builder.create_optimization_profile()``.
+
+    A config takes a copy of it; changing it afterwards is refused, because that change would do nothing.
+
+    Source: nvinfer1::IOptimizationProfile
+    """
+
+    _ranges: dict[str, ShapeRange]
+    _added: bool
+
+    def __init__(self) -> None:
+        self._refuse_construction("builder.create_optimization_profile()")
+
+    @classmethod
+    def _create(cls, builder: Builder) -> OptimizationProfile:
+        profile = cls.__new__(cls)
+        with profile._opening(builder):
+            profile._ranges, profile._added = {}, False
+        return profile
+
+    def set_shape(self, name: str, min: Iterable[int], opt: Iterable[int], max: Iterable[int]) -> None:
+        """Set the range of an input's shape, or of the values of a shape tensor (its name tells which).
+
+        Raises:
+            ShapeError: not integers, ranks differ, or min <= opt <= max does not hold.
+            InvalidArgumentError: the profile was added to a config already.
+        Source: nvinfer1::IOptimizationProfile::setDimensions, setShapeValuesV2
+        """
+        self._handle.require_open()
+        if self._added:
+            raise InvalidArgumentError(
+                f"{self._handle} was added to a config, which holds a copy; create another profile"
+            )
+        self._ranges[name] = checked_range(name, min, opt, max)
+
+    @property
+    def ranges(self) -> Mapping[str, ShapeRange]:
+        """What was set so far, by input name."""
+        return MappingProxyType(self._ranges)
+
+
+class BuilderConfig(Resource):
+    """Options of a build. Made by ``builder.create_config()``. What the TensorRT at hand lacks fails the build by name.
+
+    Attributes:
+        workspace_bytes: scratch memory that a layer may use on the device, in bytes; None leaves TensorRT's default.
+        precision: None keeps the model's own types. Words: "fp32", "tf32", "fp16", "bf16", "int8", "fp8"; strongly
+            typed TensorRT (RTX, 11, the mock) takes the types from the model and refuses words that would change them.
+        compute_capabilities: GPU architectures to build for, such as ("8.9",); empty means the GPU at hand.
+        optimization_level: 0 (fast build) to 5 (fast engine); None leaves the default.
+        max_aux_streams: auxiliary streams inside the engine, 0 to 7; None leaves the choice to TensorRT.
+        profile_sharing: let several execution contexts use one optimization profile (a choice on 8.6 only).
+
+    Source: nvinfer1::IBuilderConfig
+    """
+
+    _workspace_bytes: int | None
+    _precision: str | None
+    _compute_capabilities: tuple[str, ...]
+    _flags: set[str]
+    _optimization_level: int | None
+    _max_aux_streams: int | None
+    _profiles: list[ProfileSpec]
+
+    profile_sharing: bool
+
+    def __init__(self) -> None:
+        self._refuse_construction("builder.create_config()")
+
+    @classmethod
+    def _create(cls, builder: Builder) -> BuilderConfig:
+        config = cls.__new__(cls)
+        with config._opening(builder):
+            config._workspace_bytes = config._precision = None
+            config._compute_capabilities = ()
+            config._flags = set()
+            config._optimization_level = config._max_aux_streams = None
+            config._profiles = []
+            config.profile_sharing = True
+        return config
+
+    @property
+    def workspace_bytes(self) -> int | None:
+        return self._workspace_bytes
+
+    @workspace_bytes.setter
+    def workspace_bytes(self, value: int | None) -> None:
+        self._workspace_bytes = None if value is None else checked_int(value, "workspace_bytes", minimum=0)
+
+    @property
+    def precision(self) -> str | None:
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: str | None) -> None:
+        if value is not None and value not in PRECISIONS:
+            raise InvalidArgumentError(f"precision is {value!r}; expected None or one of {', '.join(PRECISIONS)}")
+        self._precision = value
+
+    @property
+    def compute_capabilities(self) -> tuple[str, ...]:
+        return self._compute_capabilities
+
+    @compute_capabilities.setter
+    def compute_capabilities(self, value: Iterable[str]) -> None:
+        wanted = (value,) if isinstance(value, str) else tuple(value)
+        for capability in wanted:
+            parts = str(capability).split(".")
+            if len(parts) != 2 or not all(part.isdigit() for part in parts):
+                raise InvalidArgumentError(f'compute capability is {capability!r}; expected text such as "8.9"')
+        self._compute_capabilities = wanted
+
+    @property
+    def optimization_level(self) -> int | None:
+        return self._optimization_level
+
+    @optimization_level.setter
+    def optimization_level(self, value: int | None) -> None:
+        self._optimization_level = (
+            None if value is None else checked_int(value, "optimization_level", minimum=0, maximum=5)
+        )
+
+    @property
+    def max_aux_streams(self) -> int | None:
+        return self._max_aux_streams
+
+    @max_aux_streams.setter
+    def max_aux_streams(self, value: int | None) -> None:
+        self._max_aux_streams = None if value is None else checked_int(value, "max_aux_streams", minimum=0, maximum=7)
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """Names of the builder flags that are set."""
+        return frozenset(self._flags)
+
+    def set_flag(self, flag: str) -> None:
+        """Set a builder flag by the name nvinfer1::BuilderFlag has for it, for example "TF32" or "VERSION_COMPATIBLE".
+
+        Whether the TensorRT at hand has it is known, and said, when the build starts.
+        """
+        if not str(flag).isidentifier():
+            raise InvalidArgumentError(f'flag is {flag!r}; expected a name of nvinfer1::BuilderFlag such as "TF32"')
+        self._flags.add(flag.upper())
+
+    def clear_flag(self, flag: str) -> None:
+        """Unset a builder flag; one that is not set is no error."""
+        self._flags.discard(flag.upper())
+
+    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
+        """Add a copy of ``profile``; returns its index in the engine.
+
+        Raises:
+            InvalidArgumentError: the profile is empty, or comes from another builder.
+        Source: nvinfer1::IBuilderConfig::addOptimizationProfile
+        """
+        self._handle.require_open()
+        if not isinstance(profile, OptimizationProfile):
+            raise InvalidArgumentError(
+                f"profile is {type(profile).__name__}; expected what builder.create_optimization_profile() returns"
+            )
+        profile._handle.require_open()
+        if profile._parent is not self._parent:
+            raise InvalidArgumentError(
+                f"{profile._handle} comes from another builder than {self._handle}; make it from the same"
+            )
+        if not profile._ranges:
+            raise InvalidArgumentError(
+                f"{profile._handle} is empty; call set_shape for every input with a dynamic shape"
+            )
+        profile._added = True
+        self._profiles.append(dict(profile._ranges))
+        return len(self._profiles) - 1
+
+    @property
+    def optimization_profiles(self) -> tuple[ProfileSpec, ...]:
+        """The profiles added so far, in order."""
+        return tuple(self._profiles)
+
+    def _snapshot(self) -> BuildOptions:
+        self._handle.require_open()
+        return BuildOptions(
+            workspace_bytes=self._workspace_bytes,
+            precision=self._precision,
+            compute_capabilities=self._compute_capabilities,
+            flags=tuple(sorted(self._flags)),
+            optimization_level=self._optimization_level,
+            max_aux_streams=self._max_aux_streams,
+            profile_sharing=self.profile_sharing,
+            profiles=tuple(self._profiles),
+        )

@@ -1,0 +1,131 @@
+"""What a caller hands in is checked before anything is launched: names, dtypes, shapes, contiguity, profiles."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._errors import DTypeError, InvalidArgumentError, ShapeError
+from ._types import Array, DataType, Shape, TensorInfo, TensorMode
+
+Arrays = dict[str, Array]
+
+
+class InputCheck:
+    """Checks the inputs of one engine. Stateless after construction, so any thread may use it."""
+
+    def __init__(self, tensors: Sequence[TensorInfo], num_profiles: int, *, copy_noncontiguous: bool) -> None:
+        self._inputs = tuple(tensor for tensor in tensors if tensor.mode is TensorMode.INPUT)
+        self._names = frozenset(tensor.name for tensor in self._inputs)
+        self._profiles = range(num_profiles)
+        self._copy = copy_noncontiguous
+        self._dtypes = {tensor.name: tensor.dtype.numpy for tensor in self._inputs}
+
+    def __call__(self, inputs: Mapping[str, Any]) -> tuple[Arrays, list[int]]:
+        """The arrays by name, and the profiles that admit them in order.
+
+        Raises InvalidArgumentError, DTypeError or ShapeError, naming the tensor, what was found and what was expected.
+        """
+        if not isinstance(inputs, Mapping):
+            raise InvalidArgumentError(
+                f"inputs is {type(inputs).__name__}; expected a mapping of tensor name to array: {self._expected()}"
+            )
+        if inputs.keys() != self._names:
+            self._refuse_names(inputs)
+        arrays: Arrays = {}
+        for tensor in self._inputs:
+            array = self._array(tensor, inputs[tensor.name])
+            self._check_static(tensor, array.shape)
+            arrays[tensor.name] = array
+        return arrays, self._admitting(arrays)
+
+    def _expected(self) -> str:
+        return "; ".join(str(tensor) for tensor in self._inputs) or "no inputs"
+
+    def _refuse_names(self, inputs: Mapping[str, Any]) -> None:
+        problems = [f"{name!r} is missing" for name in sorted(self._names - inputs.keys())]
+        for name in inputs.keys() - self._names:
+            close = difflib.get_close_matches(str(name), self._names, n=1)
+            problems.append(f"there is no input {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+        raise InvalidArgumentError(f"inputs do not fit the engine: {', '.join(problems)}; expected {self._expected()}")
+
+    def _array(self, tensor: TensorInfo, value: Any) -> Array:
+        wanted = self._dtypes[tensor.name]
+        if isinstance(value, np.ma.MaskedArray):
+            raise InvalidArgumentError(f"input {tensor.name!r} is a masked array; TensorRT has no masks: fill it first")
+        if isinstance(value, (bool, int, float, list, tuple)):
+            array = self._from_python(tensor, value, wanted)
+        else:
+            try:
+                array = np.asarray(value)
+            except Exception as error:  # __array__ of a foreign object may raise anything (torch: CUDA tensors)
+                raise InvalidArgumentError(
+                    f"input {tensor.name!r} is a {type(value).__name__} that cannot be read as a host array: {error}"
+                ) from error
+        if array.dtype != wanted:
+            order = " in the other byte order" if array.dtype.newbyteorder("=") == wanted else ""
+            raise DTypeError(
+                f"input {tensor.name!r} has dtype {array.dtype.name}{order}; expected {wanted.name}: "
+                f"convert it with .astype({wanted.name!r})"
+            )
+        if not self._copy and not array.flags.c_contiguous:
+            raise InvalidArgumentError(
+                f"input {tensor.name!r} is not C-contiguous (strides {array.strides}) and the engine was opened with "
+                'noncontiguous="refuse"; pass np.ascontiguousarray(array)'
+            )
+        return array
+
+    @staticmethod
+    def _from_python(tensor: TensorInfo, value: Any, wanted: np.dtype[Any]) -> Array:
+        """Numbers and lists carry no dtype: they are converted as far as nothing but precision can be lost."""
+        try:
+            array = np.asarray(value)
+            if array.dtype.kind in "biuf" and np.can_cast(array.dtype, wanted, casting="same_kind"):
+                converted = array.astype(wanted)
+                if array.dtype.kind == "f" or np.array_equal(converted, array):
+                    return converted
+        except (ValueError, OverflowError) as error:
+            raise InvalidArgumentError(f"input {tensor.name!r} cannot be made an array: {error}") from error
+        return array
+
+    def _check_static(self, tensor: TensorInfo, shape: Shape) -> None:
+        fits = len(shape) == len(tensor.shape) and all(
+            want in (-1, have) for want, have in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            raise ShapeError(
+                f"input {tensor.name!r} has shape {shape}; expected {tensor.shape} (-1: what the profiles allow)"
+            )
+
+    def _admitting(self, arrays: Arrays) -> list[int]:
+        found = [p for p in self._profiles if all(_admits(t, p, arrays[t.name]) for t in self._inputs)]
+        if found:
+            return found
+        lines = []
+        for tensor in self._inputs:
+            if tensor.ranges:
+                have = _bounded(tensor, arrays[tensor.name])
+                what = "values" if tensor.is_shape_tensor else "shape"
+                ranges = ", ".join(f"profile {p}: {limits}" for p, limits in enumerate(tensor.ranges))
+                lines.append(f"  {tensor.name!r} has {what} {have}; {ranges}")
+        raise ShapeError(
+            "inputs lie in no optimization profile:\n" + "\n".join(lines)
+            + "\nUse shapes within one profile, or build the engine with a profile that admits these."
+        )  # fmt: skip
+
+
+def _bounded(tensor: TensorInfo, array: Array) -> Shape:
+    """What the profile bounds: the shape, or for a shape tensor the values."""
+    return tuple(int(n) for n in array.reshape(-1)) if tensor.is_shape_tensor else array.shape
+
+
+def _admits(tensor: TensorInfo, profile: int, array: Array) -> bool:
+    return not tensor.ranges or tensor.ranges[profile].admits(_bounded(tensor, array))
+
+
+def check_io_types(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
+    """The tensors that have no host representation here: packed 4-bit types, which TensorRT uses for weights only."""
+    return [tensor for tensor in tensors if tensor.dtype in (DataType.INT4, DataType.FP4)]

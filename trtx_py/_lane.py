@@ -1,0 +1,210 @@
+"""Lanes: actors that serve one engine. Each has a thread and an Execution; all take from one mailbox."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ._errors import BorrowedError, ClosedError, CudaError, ExecutionError, TrtxError
+from ._execution import Execution
+from ._request import Request
+from ._resource import Handle
+from .backends.protocols import STICKY_CUDA_ERRORS
+
+
+@dataclass
+class Counts:
+    """Requests by how they ended."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class _Lane:
+    def __init__(self, execution: Execution, handle: Handle) -> None:
+        self.execution = execution
+        self.handle = handle
+        self.running: Request | None = None
+        self.thread: threading.Thread | None = None
+
+
+class Lanes:
+    """The mailbox of an engine (or of one context) and the lanes that serve it. Thread-safe.
+
+    Lanes are started when there is more to do than the present ones can take, up to ``limit``. No lane refers to the
+    engine object, so an engine that nobody refers to is collected although its lanes are alive.
+
+    Args:
+        name: of whom it serves, for messages and thread names.
+        limit: how many lanes there may be.
+        make: makes the Execution of a new lane and the Handle that owns its memory.
+    """
+
+    def __init__(self, name: str, limit: int, make: Callable[[], tuple[Execution, Handle]]) -> None:
+        self._name = name
+        self._limit = limit
+        self._make = make
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: deque[Request] = deque()
+        self._lanes: list[_Lane] = []
+        self._idle = 0
+        self._refusing = False
+        self._stopping = False
+        self._dead: BaseException | None = None
+        self.counts = Counts()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises ClosedError once refusing, ExecutionError once the device was lost."""
+        with self._lock:
+            if self._refusing:
+                raise ClosedError(f"{self._name} is closing and takes no more requests")
+            if self._dead is not None:
+                raise self._death()
+            self._waiting.append(request)
+            if self._idle < len(self._waiting) and len(self._lanes) < self._limit:
+                self._add_lane()
+            self._changed.notify()
+
+    def _add_lane(self) -> None:
+        # Under the lock: once the owner is closing, no lane can come into being behind its back.
+        execution, handle = self._make()
+        lane = _Lane(execution, handle)
+        lane.thread = threading.Thread(target=self._serve, args=(lane,), name=f"trtx_py-{handle}", daemon=True)
+        self._lanes.append(lane)
+        lane.thread.start()
+
+    def busy(self) -> str | None:
+        """What is in flight, or None. Takes no lock: whoever asks holds the lock of the ownership tree."""
+        running = sum(lane.running is not None for lane in list(self._lanes))
+        waiting = sum(not request.cancelled for request in list(self._waiting))
+        return f"{running} requests running, {waiting} waiting" if running or waiting else None
+
+    def load(self) -> tuple[int, int, int, int]:
+        """Requests waiting, requests running, lanes, execution contexts."""
+        with self._lock:
+            return (
+                len(self._waiting),
+                sum(lane.running is not None for lane in self._lanes),
+                len(self._lanes),
+                sum(lane.execution.has_context for lane in self._lanes),
+            )
+
+    def refuse(self) -> None:
+        """From now on ``submit`` raises ClosedError; what was accepted goes on."""
+        with self._lock:
+            self._refusing = True
+
+    def drain(self) -> None:
+        """Wait until every accepted request has ended, then until the lanes' threads have."""
+        with self._lock:
+            self._refusing = self._stopping = True
+            self._changed.notify_all()
+            threads = [lane.thread for lane in self._lanes if lane.thread is not None]
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def park(self) -> None:
+        """Give the contexts of idle lanes back, so that a caller can have their profiles.
+
+        Raises BorrowedError if a lane is at work.
+        """
+        with self._lock:
+            for lane in self._lanes:
+                if lane.running is not None:
+                    raise BorrowedError(
+                        f"a request in flight on {lane.handle} uses the optimization profile, and this plan lets one "
+                        "context at a time use it; await the request first",
+                        borrowers=[lane.handle.describe()],
+                    )
+            for lane in self._lanes:
+                lane.execution.drop_context()
+
+    def _serve(self, lane: _Lane) -> None:
+        while (request := self._next(lane)) is not None:
+            if not self._run(lane, request):
+                return
+            del request  # an idle lane must not keep the last caller's arrays alive
+
+    def _next(self, lane: _Lane) -> Request | None:
+        with self._lock:
+            while True:
+                while self._waiting:
+                    request = self._waiting.popleft()
+                    if request.start():
+                        lane.running = request
+                        return request
+                    self.counts.cancelled += 1
+                    request.finish(None, None)
+                if self._stopping:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+
+    def _run(self, lane: _Lane, request: Request) -> bool:
+        """Serve one request; False if the lane has to end because the plan has no profile for it."""
+        try:
+            result = lane.execution.run(request)
+        except BorrowedError as error:
+            if self._retire(lane, request):
+                return False
+            self._failed(lane, request, error)
+            return True
+        except BaseException as error:
+            self._failed(lane, request, error)
+            return True
+        with self._lock:
+            if request.cancelled:
+                self.counts.cancelled += 1
+            else:
+                self.counts.completed += 1
+            lane.running = None
+        request.finish(result, None)
+        return True
+
+    def _retire(self, lane: _Lane, request: Request) -> bool:
+        """If the profile that ``lane`` lacks is held by a lane beside it, that one serves alone from now on."""
+        with self._lock:
+            if not any(other.execution.holds_profile for other in self._lanes if other is not lane):
+                return False
+            self._lanes.remove(lane)
+            self._limit = len(self._lanes)
+            request.requeue()
+            self._waiting.appendleft(request)
+            self._changed.notify()
+        return True
+
+    def _failed(self, lane: _Lane, request: Request, error: BaseException) -> None:
+        if not isinstance(error, TrtxError):
+            wrapped = ExecutionError(
+                f"{self._name}: an inference failed inside trtx_py: {type(error).__name__}: {error}"
+            )
+            wrapped.__cause__ = error
+            error = wrapped
+        fatal = isinstance(error, CudaError) and error.code in STICKY_CUDA_ERRORS
+        with self._lock:
+            self.counts.failed += 1
+            lane.running = None
+            doomed: list[Request] = []
+            if fatal and self._dead is None:
+                self._dead = error
+                doomed = self._take_all()
+                self.counts.failed += len(doomed)
+        request.finish(None, error)
+        for other in doomed:
+            other.finish(None, self._death())
+
+    def _take_all(self) -> list[Request]:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def _death(self) -> ExecutionError:
+        error = ExecutionError(f"{self._name} is dead: its device failed ({self._dead}); close it and open another one")
+        error.__cause__ = self._dead
+        return error

@@ -1,0 +1,196 @@
+"""From a model or a plan to a serving engine in one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from ._aio import run_shielded
+from ._builder import Builder
+from ._config import BuilderConfig
+from ._engine import Engine
+from ._errors import InvalidArgumentError
+from ._logger import Logger
+from ._network import Network
+from ._onnx_source import Weights
+from ._plan import Plan, looks_like_plan
+from ._runtime import Runtime
+from ._types import ShapeRange, TensorInfo
+from .backends.protocols import TensorRTBackend
+from .backends.registry import resolve_backend
+
+#: Default range of a dynamic leading axis, which is nearly always the batch, and of any other dynamic axis.
+DEFAULT_BATCH_RANGE = (1, 8, 32)
+DEFAULT_AXIS_RANGE = (1, 128, 512)
+
+Source = Plan | bytes | bytearray | memoryview | str | os.PathLike[str]
+Profiles = Sequence[Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]]
+
+_BUILD_OPTIONS = frozenset(
+    {
+        "workspace_bytes",
+        "optimization_level",
+        "max_aux_streams",
+        "profile_sharing",
+        "compute_capabilities",
+        "flags",
+        "weights",
+    }
+)
+_LOAD_OPTIONS = frozenset({"lanes", "noncontiguous", "lean_library", "allow_host_code"})
+
+
+@asynccontextmanager
+async def open_engine(
+    source: Source,
+    backend: str | TensorRTBackend | None = None,
+    device: int = 0,
+    profiles: Profiles | None = None,
+    precision: str | None = None,
+    *,
+    logger: Logger | None = None,
+    **options: Any,
+) -> AsyncIterator[Engine]:
+    """``async with trtx.open_engine("model.onnx") as engine:`` builds if need be, loads, serves, closes all it made.
+
+    Args:
+        source: an ONNX model or a plan, as a path or as bytes; which of the two is told by the content.
+        backend: a name, a backend object, or None: TRTX_BACKEND, else the best installed TensorRT that can serve this
+            source here. Never the mock unless it is asked for.
+        device: number of the GPU.
+        profiles: for a model with dynamic axes, the shapes to serve: ``[{"x": (min, opt, max)}, ...]``. Without them
+            every dynamic leading axis gets 1, 8, 32 and every other dynamic axis 1, 128, 512 (min, opt, max), which is
+            logged at INFO. For a plan they must be left out: it has its own.
+        precision: as ``BuilderConfig.precision``; for a plan it must be left out.
+        logger: the caller's own; it stays open.
+        **options: of the build: workspace_bytes, optimization_level, max_aux_streams, profile_sharing,
+            compute_capabilities, flags (names), weights (external data); of loading: lanes, noncontiguous,
+            lean_library, allow_host_code.
+
+    Raises:
+        BackendUnavailableError: no TensorRT here can serve this source; says what to install.
+        ParserError, BuilderError, PlanError, VersionMismatchError, EngineError: as Builder and Runtime.
+        InvalidArgumentError: unknown options, or options that do not apply to this kind of source.
+    Cancellation: while building, the build is stopped; everything made so far is closed.
+    """
+    unknown = options.keys() - _BUILD_OPTIONS - _LOAD_OPTIONS
+    if unknown:
+        known = ", ".join(sorted(_BUILD_OPTIONS | _LOAD_OPTIONS))
+        raise InvalidArgumentError(f"open_engine has no option {', '.join(sorted(unknown))}; it has {known}")
+    content = await run_shielded(lambda: _read(source))
+    load = {key: value for key, value in options.items() if key in _LOAD_OPTIONS}
+    build = {key: value for key, value in options.items() if key in _BUILD_OPTIONS}
+    async with AsyncExitStack() as stack:
+        if isinstance(content, Plan):
+            given = [*build, *(["profiles"] if profiles is not None else []), *(["precision"] if precision else [])]
+            if given:
+                raise InvalidArgumentError(
+                    f"{', '.join(given)}: these belong to a build, and the source is a plan already"
+                )
+            chosen = resolve_backend(
+                backend, need="run", plan_flavour=content.header.flavour, plan_version=content.header.version,
+                lean_library=_lean(load),
+            )  # fmt: skip
+            plan = content
+        else:
+            chosen = resolve_backend(backend, need="both")
+            plan = await _build(content, chosen, logger, device, profiles, precision, build)
+        serving = {key: load.pop(key) for key in ("lanes", "noncontiguous") if key in load}
+        runtime = await stack.enter_async_context(Runtime(logger, chosen, device=device, **load))
+        engine = await stack.enter_async_context(await runtime.deserialize(plan, **serving))
+        yield engine
+
+
+def _lean(load: Mapping[str, Any]) -> str | None:
+    given = load.get("lean_library")
+    return os.fspath(given) if given is not None else os.environ.get("TRTX_LEAN_LIBRARY") or None
+
+
+def _read(source: Source) -> Plan | bytes | str:
+    """A Plan, the bytes of an ONNX model, or the path of one (its external data lies beside it)."""
+    if isinstance(source, Plan):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        blob = bytes(source)
+        return Plan(blob) if looks_like_plan(blob) else blob
+    if not isinstance(source, (str, os.PathLike)):
+        raise InvalidArgumentError(f"source is {type(source).__name__}; expected a path, bytes or a Plan")
+    path = os.fspath(source)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise InvalidArgumentError(f"source {path!r} cannot be read: {error.strerror}") from error
+    return Plan.load(path) if looks_like_plan(start) else path
+
+
+async def _build(
+    model: bytes | str,
+    backend: TensorRTBackend,
+    logger: Logger | None,
+    device: int,
+    profiles: Profiles | None,
+    precision: str | None,
+    build: Mapping[str, Any],
+) -> Plan:
+    options = dict(build)
+    weights: Weights | None = options.pop("weights", None)
+    flags = options.pop("flags", ())
+    async with Builder(logger, backend, device=device) as builder:
+        network = builder.create_network()
+        await network.parse_onnx_async(model, weights)
+        config = builder.create_config()
+        config.precision = precision
+        for name, value in options.items():
+            setattr(config, name, value)
+        for flag in flags:
+            config.set_flag(flag)
+        _add_profiles(builder, network, config, profiles)
+        return await builder.build_serialized_network(network, config)
+
+
+def _add_profiles(builder: Builder, network: Network, config: BuilderConfig, profiles: Profiles | None) -> None:
+    wanted: Sequence[Mapping[str, Any]]
+    if profiles is None:
+        ranges = {t.name: default_range(t) for t in network.inputs if -1 in t.shape}
+        if not ranges:
+            return
+        text = ", ".join(f"{name}: {limits}" for name, limits in ranges.items())
+        builder._logger.info(f"no profiles given; the dynamic axes get the defaults {text}")
+        wanted = [{name: (limits.min, limits.opt, limits.max) for name, limits in ranges.items()}]
+    elif not isinstance(profiles, (list, tuple)):
+        raise InvalidArgumentError(
+            f"profiles is {type(profiles).__name__}; expected a list of mappings: [{'x': (min, opt, max)}]"
+        )
+    else:
+        wanted = profiles
+    known = {tensor.name for tensor in network.inputs}
+    for number, spec in enumerate(wanted):
+        if not isinstance(spec, Mapping):
+            raise InvalidArgumentError(f"profile {number} is {type(spec).__name__}; expected {{'x': (min, opt, max)}}")
+        with builder.create_optimization_profile() as profile:
+            for name, limits in spec.items():
+                if name not in known:
+                    raise InvalidArgumentError(
+                        f"profile {number} names {name!r}; the inputs are {', '.join(sorted(known))}"
+                    )
+                try:
+                    minimum, optimum, maximum = limits
+                except (TypeError, ValueError):
+                    raise InvalidArgumentError(
+                        f"profile {number}, {name!r}: {limits!r}; expected three shapes (min, opt, max)"
+                    ) from None
+                profile.set_shape(name, minimum, optimum, maximum)
+            config.add_optimization_profile(profile)
+
+
+def default_range(tensor: TensorInfo) -> ShapeRange:
+    """The documented default for a dynamic input: DEFAULT_BATCH_RANGE in front, DEFAULT_AXIS_RANGE elsewhere."""
+    columns = [
+        (n, n, n) if n != -1 else (DEFAULT_BATCH_RANGE if axis == 0 else DEFAULT_AXIS_RANGE)
+        for axis, n in enumerate(tensor.shape)
+    ]
+    low, best, high = zip(*columns, strict=True)
+    return ShapeRange(low, best, high)

@@ -1,0 +1,502 @@
+"""Ownership, checked at run time: who owns what, what may be closed when, and what is still open.
+
+Each owned object has a Handle, a record that outlives the object itself. It knows its parent, its children, who borrows
+it, where it was made, how much memory it holds and how to release what it stands for. The object (a Resource) keeps its
+parent object alive, so an owner is never collected before what it owns; when a whole subtree becomes garbage at once,
+the collector may visit it in any order, and it is the handles that restore the right one.
+
+Releasing never happens inside the garbage collector: a collected object only puts its handle on a queue, and one thread
+of this module (or whoever calls ``live_objects()``) releases it, children first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import enum
+import itertools
+import logging
+import os
+import queue
+import sys
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+from ._aio import run_shielded
+from ._errors import BorrowedError, ClosedError, TrtxError
+from ._origin import caller
+
+_log = logging.getLogger("trtx_py")
+_R = TypeVar("_R", bound="Resource")
+
+
+class State(enum.Enum):
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class _Process:
+    """What a forked child must start afresh: the lock, the graveyard and the number that marks its own objects."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.graveyard: queue.SimpleQueue[Handle] = queue.SimpleQueue()
+        self.reaper: threading.Thread | None = None
+        self.roots: dict[int, Handle] = {}
+
+    def reset_in_child(self) -> None:
+        # The parent's objects must never be destroyed here: their destructors would call a driver that does not work
+        # after a fork. One reference too many keeps all of them, and so their native parts, for the child's whole life.
+        orphans = list(self.roots.values())
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(orphans))
+        self.epoch += 1
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.graveyard = queue.SimpleQueue()
+        self.reaper = None
+        self.roots = {}
+
+
+_process = _Process()
+_serials: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+_keys = itertools.count(1)
+
+
+class Handle:
+    """The part of an owned object that ownership is about; it outlives the object when that is garbage collected."""
+
+    def __init__(self, kind: str, parent: Handle | None, *, name: str = "", internal: bool = False) -> None:
+        self.key = next(_keys)
+        self.kind = kind
+        self.name = name
+        self.serial = next(_serials[kind])
+        self.parent = parent
+        self.internal = internal  # made by its owner for itself: no obstacle to closing the owner while it is idle
+        self.made_at = caller()
+        self.epoch = _process.epoch
+        self.state = State.OPENING
+        self.children: dict[int, Handle] = {}
+        self.loans: dict[int, tuple[str, Handle | None]] = {}
+        self.host_bytes = 0
+        self.device_bytes = 0
+        self.release: Callable[[], None] | None = None
+        self.stop: Callable[[], None] | None = None
+        self.drain: Callable[[], None] | None = None
+        self.busy: Callable[[], str | None] | None = None
+        self.abandoned = False
+
+    def __str__(self) -> str:
+        label = f"{self.kind}#{self.serial}"
+        return f"{label} {self.name!r}" if self.name else label
+
+    def describe(self) -> str:
+        return f"{self} (made at {self.made_at})"
+
+    def link(self) -> None:
+        with _process.lock:
+            if self.parent is not None:
+                if self.parent.state is not State.OPENING:  # an owner makes internal children while it is being made
+                    self.parent.require_open()
+                self.parent.children[self.key] = self
+            else:
+                _process.roots[self.key] = self
+        _ensure_reaper()
+
+    def unlink(self) -> None:
+        with _process.lock:
+            self.state = State.CLOSED
+            siblings = _process.roots if self.parent is None else self.parent.children
+            siblings.pop(self.key, None)
+            _process.changed.notify_all()
+
+    def require_open(self) -> None:
+        """Raise ClosedError unless the object can be used."""
+        if self.epoch != _process.epoch:
+            raise ClosedError(f"{self} belongs to the process that this one was forked from; open another one here")
+        if self.state is not State.OPEN:
+            word = "closed" if self.state is State.CLOSED else self.state.value
+            raise ClosedError(f"{self} is {word}; it was made at {self.made_at}")
+
+    def is_within(self, ancestor: Handle) -> bool:
+        node: Handle | None = self
+        while node is not None:
+            if node is ancestor:
+                return True
+            node = node.parent
+        return False
+
+    def blockers(self, root: Handle) -> list[str]:
+        """What stands against a synchronous close of ``root``, found at and below this handle."""
+        found = [what for what, borrower in self.loans.values() if borrower is None or not borrower.is_within(root)]
+        if self is not root and not self.internal:
+            return [self.describe()]
+        reason = self.busy() if self.busy is not None else None
+        if reason is not None:
+            found.append(f"{self}: {reason}")
+        for child in self.children.values():
+            found.extend(child.blockers(root))
+        return found
+
+    def lasting_loans(self, root: Handle) -> list[str]:
+        """Loans to objects outside ``root``, at and below this handle: no waiting ends them."""
+        found = [what for what, who in self.loans.values() if who is not None and not who.is_within(root)]
+        for child in self.children.values():
+            found.extend(child.lasting_loans(root))
+        return found
+
+    def subtree(self) -> list[Handle]:
+        """This handle and everything below, in the order to release: children first, the youngest first."""
+        nodes: list[Handle] = []
+        for child in reversed(list(self.children.values())):
+            nodes.extend(child.subtree())
+        nodes.append(self)
+        return nodes
+
+    def lend(self, what: str, borrower: Handle | None = None) -> Loan:
+        """Keep the object open until the loan ends: to an operation that will end, or to another object."""
+        with _process.lock:
+            self.require_open()
+            loan = Loan(self)
+            self.loans[loan.key] = (what, borrower)
+        return loan
+
+
+class Loan:
+    """Keeps an object open. Ending it twice is harmless."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.key = next(_keys)
+        self._handle = handle
+
+    def end(self) -> None:
+        with _process.lock:
+            self._handle.loans.pop(self.key, None)
+            _process.changed.notify_all()
+
+    def __enter__(self) -> Loan:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+
+def _release(handle: Handle) -> None:
+    """Release one handle whose children are gone; whatever happens, it is closed afterwards."""
+    try:
+        if handle.release is not None:
+            handle.release()
+    finally:
+        handle.unlink()
+        handle.release = handle.stop = handle.drain = handle.busy = None
+    parent = handle.parent
+    if parent is not None and parent.abandoned:
+        _process.graveyard.put(parent)
+
+
+def _close_subtree(root: Handle) -> None:
+    """Drain, then release everything below ``root`` and ``root`` itself. All of it has been marked as closing."""
+    errors: list[Exception] = []
+    nodes = root.subtree()
+    for step in ("stop", "drain"):
+        for node in nodes:
+            action: Callable[[], None] | None = getattr(node, step)
+            if action is not None:
+                try:
+                    action()
+                except TrtxError as error:
+                    errors.append(error)
+    for node in nodes:
+        with _process.changed:
+            while any(borrower is None for _, borrower in node.loans.values()):
+                _process.changed.wait()
+        if node.state is State.CLOSED:
+            continue
+        try:
+            _release(node)
+        except TrtxError as error:
+            errors.append(error)
+    if errors:
+        for other in errors[1:]:
+            _log.error("while closing %s: %s", root, other)
+        raise errors[0]
+
+
+def _bury(handle: Handle) -> None:
+    """Release a handle whose object was garbage collected, once nothing below it is left."""
+    with _process.lock:
+        handle.abandoned = True
+        if handle.state is not State.OPEN or handle.epoch != _process.epoch:
+            return
+        if any(not child.internal for child in handle.children.values()):
+            return  # the last child to go puts this handle back on the queue
+        for node in handle.subtree():
+            node.state = State.CLOSING
+    try:
+        _close_subtree(handle)
+    except Exception:
+        _log.exception("releasing %s after it was garbage collected failed", handle)
+
+
+def _reap_forever(graveyard: queue.SimpleQueue[Handle]) -> None:
+    while True:
+        _bury(graveyard.get())
+
+
+def _ensure_reaper() -> None:
+    if _process.reaper is None:
+        with _process.lock:
+            if _process.reaper is None:
+                _process.reaper = threading.Thread(
+                    target=_reap_forever, args=(_process.graveyard,), name="trtx_py-reaper", daemon=True
+                )
+                _process.reaper.start()
+
+
+def _reap_now() -> None:
+    while True:
+        try:
+            handle = _process.graveyard.get_nowait()
+        except queue.Empty:
+            break
+        _bury(handle)
+    # The reaper thread may hold one that it took before: wait until it is done with it.
+    with _process.changed:
+        while any(
+            node.abandoned and node.state is State.CLOSING
+            for root in _process.roots.values()
+            for node in root.subtree()
+        ):
+            _process.changed.wait(1.0)
+
+
+@atexit.register
+def _release_everything() -> None:
+    """At exit, before the interpreter takes modules apart: the destructors of TensorRT still find a working driver."""
+    for root in reversed(list(_process.roots.values())):
+        with _process.lock:
+            if root.state is not State.OPEN:
+                continue
+            for node in root.subtree():
+                node.state = State.CLOSING
+        try:
+            _close_subtree(root)
+        except Exception:
+            _log.exception("releasing %s at exit failed", root)
+
+
+os.register_at_fork(after_in_child=_process.reset_in_child)
+
+
+class Resource:
+    """An object that must be closed: a synchronous and an asynchronous context manager.
+
+    ``close()`` refuses with BorrowedError while something open depends on the object. ``aclose()`` closes everything
+    below it first, after draining what is in flight. Both may be called any number of times.
+    """
+
+    _handle: Handle
+    _parent: Resource | None = None
+
+    @contextlib.contextmanager
+    def _opening(
+        self, parent: Resource | None, *, name: str = "", internal: bool = False, kind: str | None = None
+    ) -> Iterator[Handle]:
+        """Register first, construct inside, and leave nothing behind if that fails."""
+        handle = Handle(
+            kind or type(self).__name__, parent._handle if parent is not None else None, name=name, internal=internal
+        )
+        handle.link()
+        self._handle, self._parent = handle, parent
+        try:
+            yield handle
+        except BaseException:
+            for node in handle.subtree():
+                node.state = State.CLOSING
+            _close_subtree(handle)
+            raise
+        handle.state = State.OPEN
+
+    @classmethod
+    def _refuse_construction(cls, factory: str) -> NoReturn:
+        raise TypeError(f"{cls.__name__} objects are made by their owner: use {factory}")
+
+    @property
+    def closed(self) -> bool:
+        """True once the object is closed or closing, and in a forked child."""
+        return self._handle.state is not State.OPEN or self._handle.epoch != _process.epoch
+
+    def close(self) -> None:
+        """Release what the object stands for. Idempotent.
+
+        Raises:
+            BorrowedError: something open still depends on it, or work is in flight; names each. Nothing was closed.
+        """
+        handle = self._handle
+        with _process.lock:
+            if handle.epoch != _process.epoch or handle.state is State.CLOSED:
+                return
+            if handle.state is State.CLOSING:
+                raise BorrowedError(f"{handle} is being closed by aclose() at this moment; await that call")
+            blockers = handle.blockers(handle)
+            if blockers:
+                raise BorrowedError(
+                    f"{handle} cannot be closed while it is in use by:\n  "
+                    + "\n  ".join(blockers)
+                    + "\nClose these first, or await aclose(), which closes what it owns in order.",
+                    borrowers=blockers,
+                )
+            for node in handle.subtree():
+                node.state = State.CLOSING
+        _close_subtree(handle)
+
+    async def aclose(self) -> None:
+        """Close the object and everything below it: no new work, drained, children first. Idempotent.
+
+        Raises:
+            BorrowedError: an object outside this subtree borrows something in it; nothing was closed.
+        Cancellation: the closing itself goes on to its end in any case; the cancellation is delivered after it.
+        """
+        handle = self._handle
+        with _process.lock:
+            if handle.epoch != _process.epoch or handle.state is State.CLOSED:
+                return
+            if handle.state is State.CLOSING:
+                mine = False
+            else:
+                mine = True
+                loans = handle.lasting_loans(handle)
+                if loans:
+                    raise BorrowedError(
+                        f"{handle} cannot be closed while it is lent to:\n  " + "\n  ".join(loans), borrowers=loans
+                    )
+                for node in handle.subtree():
+                    node.state = State.CLOSING
+        await run_shielded((lambda: _close_subtree(handle)) if mine else (lambda: _wait_closed(handle)))
+
+    def __enter__(self: _R) -> _R:
+        self._handle.require_open()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except TrtxError as error:
+            _second_failure(self._handle, exc, error)
+
+    async def __aenter__(self: _R) -> _R:
+        self._handle.require_open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is None:
+            await self.aclose()
+            return
+        try:
+            await self.aclose()
+        except TrtxError as error:
+            _second_failure(self._handle, exc, error)
+
+    def __repr__(self) -> str:
+        return f"<{self._handle} {self._handle.state.value}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} objects cannot be pickled: they stand for something in this process")
+
+    def __del__(self) -> None:
+        handle: Handle | None = self.__dict__.get("_handle")
+        if handle is None or sys.is_finalizing():
+            return
+        if handle.state is State.OPEN and handle.epoch == _process.epoch:
+            with contextlib.suppress(Exception):  # the warnings machinery may be half gone while modules are torn down
+                if not handle.internal:
+                    warnings.warn(f"unclosed {handle.describe()}", ResourceWarning, source=self, stacklevel=2)
+            _process.graveyard.put(handle)
+
+
+def _wait_closed(handle: Handle) -> None:
+    with _process.changed:
+        while handle.state is not State.CLOSED:
+            _process.changed.wait()
+
+
+def _second_failure(handle: Handle, first: BaseException, second: TrtxError) -> None:
+    """The body's own exception goes on; that closing failed too is noted on it and logged."""
+    text = f"closing {handle} failed too: {second}"
+    add_note: Any = getattr(first, "add_note", None)
+    if add_note is not None:
+        add_note(text)
+    _log.warning("%s", text)
+
+
+@dataclass(frozen=True)
+class LiveObject:
+    """One open object, as ``live_objects()`` lists it.
+
+    Attributes:
+        kind: class name.
+        label: class name, number and name where there is one.
+        owner: label of the object that owns it, None for a root.
+        depth: 0 for roots.
+        made_at: file, line and function of the caller that made it.
+        host_bytes, device_bytes: memory that it holds itself, without its children.
+        state: "opening", "open" or "closing".
+        internal: made by its owner for itself, not by the caller.
+    """
+
+    kind: str
+    label: str
+    owner: str | None
+    depth: int
+    made_at: str
+    host_bytes: int
+    device_bytes: int
+    state: str
+    internal: bool
+
+    def __str__(self) -> str:
+        memory = "".join(
+            f", {n:,} bytes {where}" for n, where in ((self.host_bytes, "host"), (self.device_bytes, "device")) if n
+        )
+        return f"{'  ' * self.depth}{self.label} [{self.state}] made at {self.made_at}{memory}"
+
+
+def live_objects() -> list[LiveObject]:
+    """Everything of this process that is open, owners before what they own; empty when nothing is.
+
+    Objects that were garbage collected without being closed are released first.
+    """
+    _reap_now()
+    found: list[LiveObject] = []
+
+    def visit(handle: Handle, depth: int) -> None:
+        owner = None if handle.parent is None else str(handle.parent)
+        found.append(
+            LiveObject(
+                handle.kind, str(handle), owner, depth, handle.made_at,
+                handle.host_bytes, handle.device_bytes, handle.state.value, handle.internal,
+            )
+        )  # fmt: skip
+        for child in list(handle.children.values()):
+            visit(child, depth + 1)
+
+    with _process.lock:
+        for root in list(_process.roots.values()):
+            visit(root, 0)
+    return found

@@ -1,0 +1,165 @@
+"""The runtime: plans become engines."""
+
+from __future__ import annotations
+
+import os
+
+from ._aio import run_shielded
+from ._engine import Engine, EngineOptions
+from ._errors import PlanError, VersionMismatchError
+from ._logger import Logger, checked_logger, owner_of
+from ._plan import Plan
+from ._resource import Resource
+from ._types import BackendInfo
+from .backends._flavours import plan_fits
+from .backends._raw_plan import find_host_code
+from .backends.protocols import TensorRTBackend
+from .backends.registry import resolve_backend
+from .cuda._device import Device
+
+
+class Runtime(Resource):
+    """Loads plans onto one device.
+
+    Args:
+        logger: receives TensorRT's lines; None uses a default one that hands them to Python's ``logging``.
+        backend: a name, a backend object, or None: TRTX_BACKEND, else the best installed TensorRT that can run here.
+        device: number of the GPU.
+        lean_library: path of a lean runtime library of the version that plans were built with, for plans that are
+            version-compatible; also from TRTX_LEAN_LIBRARY.
+        allow_host_code: load plans that carry code for the CPU. Such a plan can do whatever a program can: only for
+            plans whose origin you trust.
+
+    Raises:
+        BackendUnavailableError: nothing here can run; says what was looked for and what to install.
+        InvalidArgumentError: there is no such device or library.
+        CudaError: the device cannot be used.
+
+    Source: nvinfer1::IRuntime
+    """
+
+    def __init__(
+        self,
+        logger: Logger | None = None,
+        backend: str | TensorRTBackend | None = None,
+        device: int = 0,
+        lean_library: str | os.PathLike[str] | None = None,
+        allow_host_code: bool = False,
+    ) -> None:
+        lean = os.fspath(lean_library) if lean_library is not None else os.environ.get("TRTX_LEAN_LIBRARY") or None
+        self._backend = resolve_backend(backend, need="run", lean_library=lean)
+        self._logger = checked_logger(logger)
+        self._allow_host_code = allow_host_code
+        with self._opening(owner_of(self._logger), name=self._backend.info.name) as handle, self._logger.attaching():
+            self._device = Device._create(self._backend, device, parent=self)
+            with self._device._access.current:
+                self._native = self._backend.create_runtime(
+                    self._logger.log, device=device, lean_library=lean, allow_host_code=allow_host_code
+                )
+            handle.release = self._native.destroy
+
+    @property
+    def backend(self) -> BackendInfo:
+        """Which TensorRT this is and what it can do."""
+        return self._backend.info
+
+    @property
+    def version(self) -> str:
+        """The TensorRT version that plans must fit: that of the lean library where one is loaded."""
+        self._handle.require_open()
+        return self._native.version
+
+    @property
+    def device(self) -> Device:
+        """The device that engines are loaded onto; makes streams, events and buffers. Owned by this runtime."""
+        return self._device
+
+    async def deserialize(
+        self,
+        plan: Plan | bytes | bytearray | memoryview | str | os.PathLike[str],
+        *,
+        lanes: int = 1,
+        noncontiguous: str = "copy",
+    ) -> Engine:
+        """Make an engine of a plan, off the event loop.
+
+        Args:
+            plan: a Plan, the bytes of one, or a path.
+            lanes, noncontiguous: see EngineOptions.
+
+        Raises:
+            PlanError: damaged, not a plan, or carrying host code that is not allowed; TensorRT never saw it.
+            VersionMismatchError: for another TensorRT version or GPU; names both.
+            EngineError: TensorRT refused it; its own lines are in ``tensorrt_log``.
+            CudaError: for example too little device memory.
+        Cancellation: delivered once TensorRT has returned; no engine results.
+        Source: nvinfer1::IRuntime::deserializeCudaEngine
+        """
+        options = EngineOptions(lanes, noncontiguous)
+        made: list[Engine] = []
+
+        def work() -> None:
+            made.append(self._deserialize(plan, options))
+
+        try:
+            await run_shielded(work)
+        except BaseException:
+            for engine in made:  # cancelled while TensorRT worked: nobody will ever close what it made
+                engine.close()
+            raise
+        return made[0]
+
+    def deserialize_sync(
+        self,
+        plan: Plan | bytes | bytearray | memoryview | str | os.PathLike[str],
+        *,
+        lanes: int = 1,
+        noncontiguous: str = "copy",
+    ) -> Engine:
+        """As ``deserialize``, blocking this thread."""
+        return self._deserialize(plan, EngineOptions(lanes, noncontiguous))
+
+    def _deserialize(
+        self, plan: Plan | bytes | bytearray | memoryview | str | os.PathLike[str], options: EngineOptions
+    ) -> Engine:
+        self._handle.require_open()
+        checked = Plan.load(plan)
+        host_code = find_host_code(checked.serialized)
+        self._refuse_host_code(checked, host_code)
+        self._refuse_other_version(checked, host_code)
+        self._refuse_other_gpu(checked)
+        with self._handle.lend("deserialize()"):
+            return Engine._create(self, checked, options)
+
+    def _refuse_host_code(self, plan: Plan, found: str | None) -> None:
+        if found is None and plan.header.host_code:
+            found = "its header says so"
+        if found is not None and not self._allow_host_code:
+            raise PlanError(
+                f"{plan!r} carries code for the CPU ({found}), which would run with all rights of this process; "
+                "if you trust where it comes from, make the Runtime with allow_host_code=True; "
+                "otherwise build it with the flag EXCLUDE_LEAN_RUNTIME"
+            )
+
+    def _refuse_other_version(self, plan: Plan, host_code: str | None) -> None:
+        header, native = plan.header, self._native
+        reason = plan_fits(
+            header.flavour, header.version, native.flavour, native.version, header.version_compatible, None,
+            embedded_runtime=host_code is not None,
+        )  # fmt: skip
+        if reason is not None:
+            raise VersionMismatchError(
+                f"{plan!r} does not fit this runtime: {reason}",
+                plan=f"{header.flavour} {header.version}",
+                runtime=f"{native.flavour} {native.version}",
+            )
+
+    def _refuse_other_gpu(self, plan: Plan) -> None:
+        built_for, here = plan.header.compute_capabilities, self._device.compute_capability
+        if built_for and here not in built_for:
+            raise VersionMismatchError(
+                f"{plan!r} was built for compute capability {', '.join(built_for)}; {self._device.name} has {here}: "
+                f'build it there, or with compute_capabilities=("{here}",)',
+                plan=f"compute capability {', '.join(built_for)}",
+                runtime=f"compute capability {here}",
+            )

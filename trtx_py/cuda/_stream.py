@@ -1,0 +1,155 @@
+"""Streams and events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._aio import run_shielded
+from .._arguments import checked_int
+from .._errors import InvalidArgumentError
+from .._resource import Resource
+from ..backends.protocols import CU_EVENT_DEFAULT, CU_EVENT_DISABLE_TIMING, CU_STREAM_NON_BLOCKING, CUDA_SUCCESS
+from ._device import Device, Releases
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Stream(Resource):
+    """An in-order queue of work on one device. Made by ``device.create_stream()``.
+
+    Source: CUstream
+    """
+
+    _device: Device
+    _handle_value: int
+    _owner: object
+
+    def __init__(self) -> None:
+        self._refuse_construction("device.create_stream() or Stream.from_handle(device, handle, owner=...)")
+
+    @classmethod
+    def _create(cls, device: Device) -> Self:
+        stream = cls.__new__(cls)
+        with stream._opening(device) as handle:
+            driver = device._driver
+            releases = Releases(device._access)
+            with device.current():
+                value = driver.cuStreamCreate(CU_STREAM_NON_BLOCKING)
+            releases.add(lambda: driver.cuStreamDestroy(value))
+            handle.release = releases
+            stream._device, stream._handle_value, stream._owner = device, value, None
+        return stream
+
+    @classmethod
+    def from_handle(cls, device: Device, handle: int, *, owner: object) -> Self:
+        """Borrow a stream that something else made: a CUstream or cudaStream_t as an integer, 0 for the default stream.
+
+        Args:
+            owner: kept alive as long as this object is open, for example the torch or cupy stream object.
+        """
+        stream = cls.__new__(cls)
+        with stream._opening(device, name="borrowed"):
+            stream._device = device
+            stream._handle_value = checked_int(handle, "handle", minimum=0)
+            stream._owner = owner
+        return stream
+
+    @property
+    def handle(self) -> int:
+        """The CUstream as an integer, valid while this object is open."""
+        self._handle.require_open()
+        return self._handle_value
+
+    @property
+    def device(self) -> Device:
+        """The device that this stream belongs to."""
+        return self._device
+
+    def query(self) -> bool:
+        """True if everything enqueued so far has finished. Raises CudaError if it failed. Source: cuStreamQuery"""
+        with self._device.current():
+            return self._device._driver.cuStreamQuery(self.handle) == CUDA_SUCCESS
+
+    def synchronize(self) -> None:
+        """Block this thread until everything enqueued so far has finished.
+
+        Raises CudaError if it failed. In a coroutine use ``await stream.wait_idle()``. Source: cuStreamSynchronize
+        """
+        with self._device.current():
+            self._device._driver.cuStreamSynchronize(self.handle)
+
+    async def wait_idle(self) -> None:
+        """As ``synchronize()``, off the event loop.
+
+        Cancellation: delivered once the stream has finished, because the stream cannot be left while it is in use.
+        """
+        with self._handle.lend("wait_idle()"):
+            await run_shielded(self.synchronize)
+
+    def wait(self, event: Event) -> None:
+        """Let work enqueued from now on wait for ``event``. Source: cuStreamWaitEvent"""
+        with self._device.current():
+            self._device._driver.cuStreamWaitEvent(self.handle, event.handle, 0)
+
+
+class Event(Resource):
+    """A mark in a stream that other streams and the host can wait for. Made by ``device.create_event()``.
+
+    Source: CUevent
+    """
+
+    _device: Device
+    _handle_value: int
+
+    def __init__(self) -> None:
+        self._refuse_construction("device.create_event()")
+
+    @classmethod
+    def _create(cls, device: Device, *, timing: bool) -> Self:
+        event = cls.__new__(cls)
+        with event._opening(device) as handle:
+            driver = device._driver
+            releases = Releases(device._access)
+            with device.current():
+                value = driver.cuEventCreate(CU_EVENT_DEFAULT if timing else CU_EVENT_DISABLE_TIMING)
+            releases.add(lambda: driver.cuEventDestroy(value))
+            handle.release = releases
+            event._device, event._handle_value = device, value
+        return event
+
+    @property
+    def handle(self) -> int:
+        """The CUevent as an integer, valid while this object is open."""
+        self._handle.require_open()
+        return self._handle_value
+
+    @property
+    def device(self) -> Device:
+        """The device that this event belongs to."""
+        return self._device
+
+    def record(self, stream: Stream) -> None:
+        """Mark the present end of ``stream``. Source: cuEventRecord"""
+        if stream.device._cu_device != self._device._cu_device:
+            raise InvalidArgumentError(f"{stream!r} and {self!r} are on different devices; make both from one Device")
+        with self._device.current():
+            self._device._driver.cuEventRecord(self.handle, stream.handle)
+
+    def query(self) -> bool:
+        """True if the work before the mark has finished, or nothing was recorded. Source: cuEventQuery"""
+        with self._device.current():
+            return self._device._driver.cuEventQuery(self.handle) == CUDA_SUCCESS
+
+    def synchronize(self) -> None:
+        """Block this thread until the work before the mark has finished. Source: cuEventSynchronize"""
+        with self._device.current():
+            self._device._driver.cuEventSynchronize(self.handle)
+
+    def elapsed_ms(self, end: Event) -> float:
+        """Milliseconds from this event to ``end``; both recorded, finished and made with timing.
+
+        Source: cuEventElapsedTime
+        """
+        with self._device.current():
+            return self._device._driver.cuEventElapsedTime(self.handle, end.handle)
