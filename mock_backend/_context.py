@@ -295,7 +295,7 @@ class MockContext(LiveObject):
                 )
             self._address(name)
             for dim, size in zip(self._dim_names.get(name, ()), shape, strict=False):
-                if isinstance(dim, str) and dim != "?":
+                if isinstance(dim, str):
                     first, where = sizes.setdefault(dim, (size, name))
                     if first != size:
                         raise self._refuse(
@@ -311,8 +311,9 @@ class MockContext(LiveObject):
             raise self._seam.refuse(_ENQUEUE, str(cause), _execution_error, code="1: Cuda Driver") from cause
         if not ordered:
             raise self._refuse(
-                f"the context is still at work on stream {self._last.stream.handle:#x}, and stream {stream:#x} does not "
-                "wait for it: on a GPU the two runs would overwrite each other. Use one context per stream, or an event"
+                f"the context is still at work on stream {self._last.stream.handle:#x}, and stream {stream:#x} does "
+                "not wait for it: on a GPU the two runs would overwrite each other. Use one context per stream, or "
+                "an event"
             )
 
     def _resolve(self, values: Mapping[str, Array]) -> dict[str, Shape]:

@@ -19,14 +19,14 @@ Dim = int | str | None
 _BY_NAME = {
     "FLOAT": DataType.FLOAT, "FLOAT16": DataType.HALF, "BFLOAT16": DataType.BF16, "INT8": DataType.INT8,
     "INT32": DataType.INT32, "INT64": DataType.INT64, "BOOL": DataType.BOOL, "UINT8": DataType.UINT8,
-    "FLOAT8E4M3FN": DataType.FP8, "INT4": DataType.INT4, "FLOAT4E2M1": DataType.FP4, "FLOAT8E8M0": DataType.E8M0,
+    "FLOAT8E4M3FN": DataType.FP8, "INT4": DataType.INT4, "FLOAT4E2M1": DataType.FP4,
     # measured with tensorrt-rtx 1.7: a DOUBLE tensor is imported as FLOAT, and its host arrays are float32
     "DOUBLE": DataType.FLOAT,
 }  # fmt: skip
 
 #: I/O types that numpy-facing runtimes do not take as they are, with the ONNX type that carries them losslessly.
 CARRIED = {
-    DataType.BF16: "FLOAT", DataType.FP8: "FLOAT", DataType.FP4: "FLOAT", DataType.E8M0: "FLOAT",
+    DataType.BF16: "FLOAT", DataType.FP8: "FLOAT", DataType.FP4: "FLOAT",
     DataType.INT4: "INT8",
 }  # fmt: skip
 

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["all_nodes", "data_dependent", "shape_tensors", "subgraphs", "weight_tensors", "without_weights"]
+__all__ = [
+    "all_nodes",
+    "data_dependent",
+    "operands_not_constant",
+    "shape_tensors",
+    "subgraphs",
+    "weight_tensors",
+    "without_weights",
+]
 
 #: Operand positions whose values decide the shape of an output: TensorRT needs them on the host.
 _SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
-    "BlackmanWindow": (0,), "ConstantOfShape": (0,), "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,),
-    "Loop": (0,), "NonMaxSuppression": (2,), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "ReduceL1": (1,),
-    "ReduceL2": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,), "ReduceMax": (1,), "ReduceMean": (1,),
-    "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,), "ReduceSumSquare": (1,), "Reshape": (1,),
-    "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "STFT": (1, 3), "Tile": (1,),
-    "TopK": (1,), "Unsqueeze": (1,), "Upsample": (1,),
+    "BlackmanWindow": (0,), "ConstantOfShape": (0,), "CumSum": (1,), "Expand": (1,), "HammingWindow": (0,),
+    "HannWindow": (0,), "Loop": (0,), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "Reshape": (1,),
+    "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Split": (1,), "Tile": (1,), "TopK": (1,), "Upsample": (1,),
+}  # fmt: skip
+
+#: Operand positions that the parser of tensorrt-rtx 1.7 takes only if they can be folded into constants (measured).
+_CONSTANT_OPERANDS: dict[str, tuple[int, ...]] = {
+    "Dropout": (2,), "ReduceL1": (1,), "ReduceL2": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,),
+    "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,),
+    "ReduceSumSquare": (1,), "STFT": (1, 3), "Squeeze": (1,), "Unsqueeze": (1,),
 }  # fmt: skip
 
 #: Operators whose output values come from the shapes of their inputs, not from their values.
@@ -52,12 +64,29 @@ def shape_tensors(graph: onnx.GraphProto) -> set[str]:
 
     A backward slice from every shape-determining operand; it stops at Shape and Size, whose results need no values.
     """
+    return _inputs_behind(graph, _sources(graph), [name for _, name in _operands(graph, _SHAPE_OPERANDS)])
+
+
+def operands_not_constant(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str]]:
+    """Nodes with an operand that TensorRT needs as a constant and that a graph input decides; with its name."""
+    sources = _sources(graph)
+    wanted = _operands(graph, _CONSTANT_OPERANDS)
+    return [(node, name) for node, name in wanted if _inputs_behind(graph, sources, [name])]
+
+
+def _operands(graph: onnx.GraphProto, positions: Mapping[str, tuple[int, ...]]) -> list[tuple[onnx.NodeProto, str]]:
+    return [
+        (node, node.input[position])
+        for node in all_nodes(graph.node)
+        for position in positions.get(node.op_type, ())
+        if position < len(node.input) and node.input[position]
+    ]
+
+
+def _sources(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """For each tensor the tensors that its values are made from."""
     sources: dict[str, set[str]] = defaultdict(set)
-    wanted: list[str] = []
     for node in all_nodes(graph.node):
-        for position in _SHAPE_OPERANDS.get(node.op_type, ()):
-            if position < len(node.input) and node.input[position]:
-                wanted.append(node.input[position])
         if node.op_type in _SHAPE_READERS:
             continue
         for output in node.output:
@@ -70,7 +99,11 @@ def shape_tensors(graph: onnx.GraphProto) -> set[str]:
         for inner_graph in subgraphs(node):
             for output in node.output:
                 sources[output].update(value.name for value in inner_graph.output)
-    seen: set[str] = set()
+    return sources
+
+
+def _inputs_behind(graph: onnx.GraphProto, sources: Mapping[str, set[str]], names: Iterable[str]) -> set[str]:
+    wanted, seen = list(names), set[str]()
     while wanted:
         name = wanted.pop()
         if name not in seen:

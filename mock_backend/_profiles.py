@@ -74,8 +74,8 @@ def _check_named(dims: dict[str, tuple[Dim, ...]], profile: ProfileSpec, index: 
         if len(dims.get(name, ())) != len(limits.opt):
             continue
         for axis, dim in enumerate(dims[name]):
-            # exporters write "?" for any unknown size: measured, it ties nothing together
-            if not isinstance(dim, str) or dim == "?":
+            # also "?", which exporters write for any unknown size: measured with tensorrt-rtx 1.7
+            if not isinstance(dim, str):
                 continue
             size = limits.opt[axis]
             first, where = seen.setdefault(dim, (size, name))

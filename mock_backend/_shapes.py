@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtx_py._types import Array, DataType, Shape, TensorInfo, TensorMode
+from trtx_py._types import Array, Shape, TensorInfo, TensorMode
 
 from ._dtypes import tensor_dims, trt_type
-from ._graph import data_dependent, without_weights
+from ._graph import all_nodes, data_dependent, without_weights
 from ._numerics import Numerics
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ShapeResolver:
         self._inputs = {t.name: t for t in tensors if t.mode is TensorMode.INPUT}
         self._outputs = {t.name: t for t in tensors if t.mode is TensorMode.OUTPUT}
         self._dependent = data_dependent(model.graph)
+        self._branches = any(node.op_type in ("If", "Loop") for node in all_nodes(model.graph.node))
         self._numerics = numerics
         self._lock = threading.Lock()
         self._known: OrderedDict[_Key, dict[str, Shape]] = OrderedDict()
@@ -122,7 +123,10 @@ class ShapeResolver:
         try:
             inferred = shape_inference.infer_shapes(fixed, strict_mode=complete, data_prop=True)
         except shape_inference.InferenceError as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            # strict inference also fails on sound models, inside operators that are functions: running decides
+            if self._numerics is None:
+                raise ValueError(" ".join(str(error).split())) from error
+            return self._dry_run(shapes, values)
         results: dict[str, Shape] = {}
         for output in inferred.graph.output:
             dims = tensor_dims(output.type.tensor_type)
@@ -135,7 +139,8 @@ class ShapeResolver:
                 )
             results[output.name] = tuple(d if isinstance(d, int) else -1 for d in dims)
         holes = [n for n, shape in results.items() if -1 in shape and n not in self._dependent]
-        if holes and complete and self._numerics is not None:
+        # zeros may take another branch, or another number of turns, than the inputs will
+        if holes and complete and self._numerics is not None and not self._branches:
             ran = self._dry_run(shapes, values)
             results.update({name: ran[name] for name in holes})
         return results
@@ -154,8 +159,6 @@ class ShapeResolver:
             dtype = info.dtype.numpy
             shape = shapes.get(name) or ()
             feeds[name] = values[name] if name in values else np.zeros(shape, dtype)
-            if info.dtype is DataType.E8M0 and name not in values:
-                feeds[name] = np.ones(shape, dtype)  # this type has no zero
         try:
             return {name: array.shape for name, array in self._numerics.run(feeds).items()}
         except Exception as error:  # the runners' exceptions share no base

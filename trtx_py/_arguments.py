@@ -27,8 +27,12 @@ def checked_int(value: Any, what: str, *, minimum: int | None = None, maximum: i
     return number
 
 
-def checked_shape(value: Any, what: str) -> Shape:
-    """``value`` as a tuple of non-negative ints. NaN, fractions, negative and absurd numbers are a ShapeError."""
+def checked_shape(value: Any, what: str, *, minimum: int = 0) -> Shape:
+    """``value`` as a tuple of non-negative ints. NaN, fractions, negative and absurd numbers are a ShapeError.
+
+    Args:
+        minimum: below 0 only for the values of a shape tensor, which may count from the end of an axis.
+    """
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise ShapeError(f"{what} is {value!r}; expected a sequence of integers such as (1, 3, 224, 224)")
     dims = tuple(value)
@@ -40,8 +44,8 @@ def checked_shape(value: Any, what: str) -> Shape:
             number = operator.index(dim)
         except TypeError:
             raise ShapeError(f"{what} is {dims}: dimension {index} is {dim!r}; expected an integer") from None
-        if not 0 <= number <= _MAX_DIM:
-            raise ShapeError(f"{what} is {dims}: dimension {index} is {number}; expected 0 to {_MAX_DIM}")
+        if not minimum <= number <= _MAX_DIM:
+            raise ShapeError(f"{what} is {dims}: dimension {index} is {number}; expected {minimum} to {_MAX_DIM}")
         shape.append(number)
     if len(shape) > _MAX_RANK:
         raise ShapeError(f"{what} has {len(shape)} dimensions; TensorRT allows {_MAX_RANK}")

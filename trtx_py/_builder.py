@@ -72,8 +72,9 @@ class Builder(Resource):
             except BackendUnavailableError:
                 self._device = None  # no driver: some flavours build all the same, the others say so in the next line
             with self._on_device():
-                self._native = self._backend.create_builder(self._logger.log)
-            handle.release = self._native.destroy
+                self._native = self._backend.create_builder(self._logger._sink())
+                destroy = self._native.destroy
+                handle.release = destroy if self._device is None else self._device._carry(destroy)
 
     @property
     def backend(self) -> BackendInfo:
@@ -156,18 +157,18 @@ class Builder(Resource):
         info = self._backend.info
         capabilities = options.compute_capabilities
         if not capabilities and self._device is not None:
-            capabilities = (self._device.compute_capability,)
+            capabilities = (self._device._compute_capability(),)  # also while the builder waits to close
         profiles = options.profiles or ({},)
         inputs = tuple(
             replace(tensor, ranges=tuple(_range_of(tensor, profile) for profile in profiles))
-            for tensor in network.inputs
+            for tensor in network._native.inputs  # lent to this build: its owner may have begun to close
         )
         return PlanHeader(
             flavour=info.flavour,
             version=info.version,
             compute_capabilities=capabilities,
             precision=options.precision,
-            io_tensors=inputs + network.outputs,
+            io_tensors=inputs + network._native.outputs,
             onnx_sha256=source.sha256,
             build_options={
                 "workspace_bytes": options.workspace_bytes,

@@ -18,11 +18,11 @@ PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 
 
 def checked_range(name: Any, minimum: Any, optimum: Any, maximum: Any) -> ShapeRange:
-    """One range of a profile, of shapes or of a shape tensor's values."""
+    """One range of a profile, of shapes or of a shape tensor's values; the build refuses negative dimensions."""
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError(f"tensor name is {name!r}; expected a non-empty string")
     low, best, high = (
-        checked_shape(value, f"{which} of {name!r}")
+        checked_shape(value, f"{which} of {name!r}", minimum=-(2**31))
         for which, value in (("min", minimum), ("opt", optimum), ("max", maximum))
     )
     if not len(low) == len(best) == len(high):
@@ -99,8 +99,7 @@ class BuilderConfig(Resource):
     _optimization_level: int | None
     _max_aux_streams: int | None
     _profiles: list[ProfileSpec]
-
-    profile_sharing: bool
+    _profile_sharing: bool
 
     def __init__(self) -> None:
         self._refuse_construction("builder.create_config()")
@@ -114,7 +113,7 @@ class BuilderConfig(Resource):
             config._flags = set()
             config._optimization_level = config._max_aux_streams = None
             config._profiles = []
-            config.profile_sharing = True
+            config._profile_sharing = True
         return config
 
     @property
@@ -123,6 +122,7 @@ class BuilderConfig(Resource):
 
     @workspace_bytes.setter
     def workspace_bytes(self, value: int | None) -> None:
+        self._handle.require_open()
         self._workspace_bytes = None if value is None else checked_int(value, "workspace_bytes", minimum=0)
 
     @property
@@ -131,6 +131,7 @@ class BuilderConfig(Resource):
 
     @precision.setter
     def precision(self, value: str | None) -> None:
+        self._handle.require_open()
         if value is not None and value not in PRECISIONS:
             raise InvalidArgumentError(f"precision is {value!r}; expected None or one of {', '.join(PRECISIONS)}")
         self._precision = value
@@ -141,6 +142,7 @@ class BuilderConfig(Resource):
 
     @compute_capabilities.setter
     def compute_capabilities(self, value: Iterable[str]) -> None:
+        self._handle.require_open()
         wanted = (value,) if isinstance(value, str) else tuple(value)
         for capability in wanted:
             parts = str(capability).split(".")
@@ -154,6 +156,7 @@ class BuilderConfig(Resource):
 
     @optimization_level.setter
     def optimization_level(self, value: int | None) -> None:
+        self._handle.require_open()
         self._optimization_level = (
             None if value is None else checked_int(value, "optimization_level", minimum=0, maximum=5)
         )
@@ -164,7 +167,19 @@ class BuilderConfig(Resource):
 
     @max_aux_streams.setter
     def max_aux_streams(self, value: int | None) -> None:
+        self._handle.require_open()
         self._max_aux_streams = None if value is None else checked_int(value, "max_aux_streams", minimum=0, maximum=7)
+
+    @property
+    def profile_sharing(self) -> bool:
+        return self._profile_sharing
+
+    @profile_sharing.setter
+    def profile_sharing(self, value: bool) -> None:
+        self._handle.require_open()
+        if not isinstance(value, bool):
+            raise InvalidArgumentError(f"profile_sharing is {value!r}; expected True or False")
+        self._profile_sharing = value
 
     @property
     def flags(self) -> frozenset[str]:
@@ -176,12 +191,15 @@ class BuilderConfig(Resource):
 
         Whether the TensorRT at hand has it is known, and said, when the build starts.
         """
-        if not str(flag).isidentifier():
+        self._handle.require_open()
+        name: object = flag
+        if not (isinstance(name, str) and name.isidentifier()):
             raise InvalidArgumentError(f'flag is {flag!r}; expected a name of nvinfer1::BuilderFlag such as "TF32"')
         self._flags.add(flag.upper())
 
     def clear_flag(self, flag: str) -> None:
         """Unset a builder flag; one that is not set is no error."""
+        self._handle.require_open()
         self._flags.discard(flag.upper())
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:
@@ -223,6 +241,6 @@ class BuilderConfig(Resource):
             flags=tuple(sorted(self._flags)),
             optimization_level=self._optimization_level,
             max_aux_streams=self._max_aux_streams,
-            profile_sharing=self.profile_sharing,
+            profile_sharing=self._profile_sharing,
             profiles=tuple(self._profiles),
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import checked_int, checked_shape
@@ -14,7 +15,7 @@ from ._lane import Lanes
 from ._request import Request
 from ._resource import Loan, Resource
 from ._types import Shape, TensorInfo, TensorLocation, TensorMode
-from .backends.protocols import CU_EVENT_DISABLE_TIMING, CUDA_SUCCESS
+from .backends.protocols import CU_EVENT_DISABLE_TIMING, CUDA_SUCCESS, STICKY_CUDA_ERRORS
 from .cuda._buffer import DeviceBuffer, PinnedBuffer
 from .cuda._stream import Stream
 
@@ -54,12 +55,22 @@ class ExecutionContext(Resource):
             driver = access.driver
 
             def busy() -> str | None:
-                return lanes.busy() or bare.busy(driver)
+                in_flight = lanes.busy()
+                if in_flight is None and bare.enqueued_before:
+                    try:
+                        with access.current:
+                            in_flight = bare.busy(driver)
+                    except CudaError:
+                        return None  # drain() meets the same error and says so
+                return in_flight
 
             def drain() -> None:
                 lanes.drain()
-                with access.current:
-                    bare.finish(driver)
+                try:
+                    with access.current:
+                        bare.finish(driver)
+                finally:
+                    bare.forget()  # whatever failed: cuMemFree waits for the device by itself
 
             handle.stop, handle.drain, handle.busy = lanes.refuse, drain, busy
         return context
@@ -72,8 +83,8 @@ class ExecutionContext(Resource):
     @property
     def active_optimization_profile(self) -> int:
         """Index of the profile in use, -1 for none yet. Source: IExecutionContext::getOptimizationProfile"""
-        self._handle.require_open()
-        return self._execution.open_context().active_profile
+        with self._handle.lend("active_optimization_profile"), self._engine._runtime.device.current():
+            return self._execution.open_context().active_profile
 
     async def execute(self, inputs: Mapping[str, Any]) -> Arrays:
         """Run one inference on this context; calls from several tasks run one after another.
@@ -107,6 +118,7 @@ class ExecutionContext(Resource):
             BorrowedError: another context holds it and the plan does not share profiles.
         Source: nvinfer1::IExecutionContext::setOptimizationProfileAsync
         """
+        self._handle.require_open()
         engine = self._engine
         index = checked_int(index, "profile", minimum=0, maximum=engine.num_optimization_profiles - 1)
         with self._idle(), engine._runtime._logger.attaching():
@@ -191,7 +203,7 @@ class ExecutionContext(Resource):
                     "allocate it from runtime.device"
                 )
             address, nbytes = memory.address, memory.nbytes
-            loan = memory._handle.lend(f"{self._handle} as the address of {name!r}", self._handle)
+            loan = memory._handle.lend(f"{self._handle} as the address of {name!r}", self._handle, keep=memory)
         else:
             address = checked_int(memory, f"address of {name!r}", minimum=1)
         try:
@@ -249,8 +261,17 @@ class ExecutionContext(Resource):
         known = ", ".join(str(t) for t in self._engine._tensors if mode in (None, t.mode))
         raise InvalidArgumentError(f"there is no {mode.value if mode else 'tensor'} {name!r}; the engine has {known}")
 
-    def _idle(self) -> _Exclusive:
-        return _Exclusive(self)
+    @contextlib.contextmanager
+    def _idle(self) -> Iterator[None]:
+        """The bare level at work: open and not to be closed, the device current, no ``execute`` in flight."""
+        with self._handle.lend("a call of the bare level"), self._bare.lock:
+            in_flight = self._lanes.busy()
+            if in_flight:
+                raise BorrowedError(
+                    f"{self._handle} is executing ({in_flight}); await that before using the bare level"
+                )
+            with self._engine._runtime.device._access.current:
+                yield
 
     @property
     def _has_profile(self) -> bool:
@@ -262,28 +283,6 @@ class ExecutionContext(Resource):
             self._execution.select_profile(range(engine._native.num_profiles))
 
 
-class _Exclusive:
-    """The bare level at work: open, the device current, no ``execute`` in flight."""
-
-    def __init__(self, context: ExecutionContext) -> None:
-        self._context = context
-        self._current = context._engine._runtime.device._access.current
-
-    def __enter__(self) -> None:
-        context = self._context
-        context._handle.require_open()
-        context._bare.lock.acquire()
-        in_flight = context._lanes.busy()
-        if in_flight:
-            context._bare.lock.release()
-            raise BorrowedError(f"{context._handle} is executing ({in_flight}); await that before using the bare level")
-        self._current.__enter__()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._current.__exit__(None, None, None)
-        self._context._bare.lock.release()
-
-
 class _BareState:
     """What the bare level has set: shapes, addresses with their sizes and loans, and what is still running."""
 
@@ -293,6 +292,10 @@ class _BareState:
         self.addresses: dict[str, int | None] = {}
         self._loans: dict[str, Loan] = {}
         self._event = 0
+
+    @property
+    def enqueued_before(self) -> bool:
+        return self._event != 0
 
     def set_address(self, name: str, nbytes: int | None, loan: Loan | None) -> None:
         self.addresses[name] = nbytes
@@ -315,14 +318,17 @@ class _BareState:
         return "an inference of enqueue_v3 is not finished" if running else None
 
     def finish(self, driver: Any) -> None:
-        """Wait for what was enqueued, then let go of everything."""
+        """Wait for what was enqueued."""
         event, self._event = self._event, 0
-        if event:
-            try:
-                driver.cuEventSynchronize(event)
-            finally:
-                driver.cuEventDestroy(event)
-        self.forget()
+        try:
+            if event:
+                try:
+                    driver.cuEventSynchronize(event)
+                finally:
+                    driver.cuEventDestroy(event)
+        except CudaError as error:
+            if error.code not in STICKY_CUDA_ERRORS:  # a device that is lost has stopped
+                raise
 
     def forget(self) -> None:
         self.shapes.clear()

@@ -17,7 +17,7 @@ from ._lane import Lanes
 from ._plan import Plan, PlanHeader
 from ._profiles import ProfileLedger
 from ._request import InferenceResult, Request
-from ._resource import Handle, Resource, State
+from ._resource import Handle, Resource, opening
 from ._types import TensorInfo, TensorMode
 from .backends.protocols import BackendEngine
 from .cuda._device import DeviceAccess, Releases
@@ -92,9 +92,8 @@ class _LaneFactory:
     def __call__(self) -> tuple[Execution, Handle]:
         handle = Handle("Lane", self._owner, internal=True)
         execution = Execution(self._access, self._native, self._tensors, self._ledger, handle)
-        handle.link()
-        handle.release = execution.release
-        handle.state = State.OPEN
+        with opening(handle):
+            handle.release = execution.release
         return execution, handle
 
 
@@ -120,11 +119,11 @@ class Engine(Resource):
         engine = cls.__new__(cls)
         access = runtime.device._access
         with engine._opening(runtime) as handle:
+            releases = Releases(access)
             with runtime._logger.attaching(), access.current:
                 native = runtime._native.deserialize(plan.serialized)
-            releases = Releases(access)
-            releases.add(native.destroy)
-            handle.release = releases
+                releases.add(native.destroy)
+                handle.release = releases
             handle.name = native.name
             handle.device_bytes = native.weights_bytes
             engine._runtime, engine._native, engine._header, engine._options = runtime, native, plan.header, options
@@ -271,7 +270,8 @@ class Engine(Resource):
                 await self.infer(inputs)
 
     def statistics(self) -> EngineStatistics:
-        """Counts and memory, at this moment."""
+        """Counts and memory, at this moment; after the engine was closed, the last ones."""
+        self._handle.require_process()
         waiting, running, lanes, contexts = self._lanes.load()
         counts = self._lanes.counts
         device = self._runtime.device

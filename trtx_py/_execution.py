@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ._errors import CudaError, ExecutionError
+from ._errors import CudaError, ExecutionError, TrtxError
 from ._inputs import Arrays
 from ._profiles import ProfileLedger
 from ._request import InferenceResult, Request
 from ._resource import Handle
 from ._types import Array, Shape, TensorInfo, TensorLocation, TensorMode
-from .backends.protocols import CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, BackendContext, BackendEngine
+from .backends.protocols import (
+    CU_EVENT_DEFAULT,
+    CU_STREAM_NON_BLOCKING,
+    STICKY_CUDA_ERRORS,
+    BackendContext,
+    BackendEngine,
+)
 from .cuda._buffer import pinned_view
-from .cuda._device import DeviceAccess
+from .cuda._device import DeviceAccess, Releases
 
 
 class _Staging:
@@ -32,9 +40,13 @@ class _Staging:
         if nbytes <= self._capacity:
             return
         self.free()
-        self.device = self._memory.allocate_device(nbytes)
-        self.pinned = self._memory.allocate_pinned(nbytes)
-        self._capacity = nbytes
+        device = self._memory.allocate_device(nbytes)
+        try:
+            pinned = self._memory.allocate_pinned(nbytes)
+        except BaseException:
+            self._memory.free_device(device, nbytes)
+            raise
+        self.device, self.pinned, self._capacity = device, pinned, nbytes
         self._owner.device_bytes += nbytes
         self._owner.host_bytes += nbytes
 
@@ -114,10 +126,9 @@ class Execution:
     def open_context(self) -> BackendContext:
         """The execution context, made if need be. The device must be current."""
         if self._context is None:
-            context = self._engine.create_context()
-            self._ledger.entered(self._handle, context)
-            self._context = context
-            self._activation_bytes = self._engine.device_memory_bytes(None)
+            nbytes = self._engine.device_memory_bytes(None)
+            self._context = self._ledger.create(self._handle, self._engine.create_context)
+            self._activation_bytes = nbytes
             self._handle.device_bytes += self._activation_bytes
         return self._context
 
@@ -143,13 +154,15 @@ class Execution:
         Raises ExecutionError, CudaError, BorrowedError; nothing of the request is in flight afterwards.
         """
         with self._access.current:
-            self._prepare()
-            self.select_profile(request.profiles)
             try:
+                self._prepare()
+                self.select_profile(request.profiles)
                 outputs, keep = self._launch(request.arrays)
                 self._driver.cuStreamSynchronize(self._stream)
-            except BaseException:
-                self._settle()
+            except BaseException as error:
+                lost = self._settle()
+                if lost is not None and error.__cause__ is None and not isinstance(error, CudaError):
+                    raise error from lost  # TensorRT says only that it failed; this is why
                 raise
             finished_ns = time.perf_counter_ns()
             gpu_ms = self._driver.cuEventElapsedTime(self._start, self._end) if request.timed else 0.0
@@ -244,23 +257,30 @@ class Execution:
             if output.error is not None:
                 raise output.error from cause
 
-    def _settle(self) -> None:
-        """After a failure: what was enqueued before it still uses the buffers. Its own error says nothing new."""
-        try:
-            self._driver.cuStreamSynchronize(self._stream)
-        except CudaError:
-            return
+    def _settle(self) -> CudaError | None:
+        """After a failure: what was enqueued before it still uses the buffers. Returns how the device was lost."""
+        if self._stream:
+            try:
+                self._driver.cuStreamSynchronize(self._stream)
+            except CudaError as error:
+                return error if error.code in STICKY_CUDA_ERRORS else None
+        return None
+
+    def step_back(self) -> None:
+        """As ``drop_context`` on any thread; a context that cannot be destroyed is logged by TensorRT and left."""
+        with contextlib.suppress(TrtxError), self._access.current:
+            self.drop_context()
 
     def release(self) -> None:
-        """Give everything back. Nothing may be running."""
-        with self._access.current:
-            self.drop_context()
-            for staging in self._staging.values():
-                staging.free()
-            if self._start:
-                self._driver.cuEventDestroy(self._start)
-            if self._end:
-                self._driver.cuEventDestroy(self._end)
-            if self._stream:
-                self._driver.cuStreamDestroy(self._stream)
-            self._start = self._end = self._stream = 0
+        """Give everything back, whatever part of it fails. Nothing may be running."""
+        driver, stream, events = self._driver, self._stream, (self._start, self._end)
+        self._start = self._end = self._stream = 0
+        releases = Releases(self._access)
+        if stream:
+            releases.add(lambda: driver.cuStreamDestroy(stream))
+        for event in filter(None, events):
+            releases.add(partial(driver.cuEventDestroy, event))
+        for staging in self._staging.values():
+            releases.add(staging.free)
+        releases.add(self.drop_context)  # steps run last to first
+        releases()

@@ -56,7 +56,7 @@ class InputCheck:
         wanted = self._dtypes[tensor.name]
         if isinstance(value, np.ma.MaskedArray):
             raise InvalidArgumentError(f"input {tensor.name!r} is a masked array; TensorRT has no masks: fill it first")
-        if isinstance(value, (bool, int, float, list, tuple)):
+        if isinstance(value, (bool, int, float, list, tuple)) and not isinstance(value, np.generic):
             array = self._from_python(tensor, value, wanted)
         else:
             try:
@@ -80,16 +80,25 @@ class InputCheck:
 
     @staticmethod
     def _from_python(tensor: TensorInfo, value: Any, wanted: np.dtype[Any]) -> Array:
-        """Numbers and lists carry no dtype: they are converted as far as nothing but precision can be lost."""
+        """Numbers and lists carry no dtype: they are converted as far as nothing but precision is lost."""
+        if isinstance(value, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in value):
+            raise InvalidArgumentError(f"input {tensor.name!r} holds a masked array; TensorRT has no masks: fill it")
         try:
             array = np.asarray(value)
-            if array.dtype.kind in "biuf" and np.can_cast(array.dtype, wanted, casting="same_kind"):
-                converted = array.astype(wanted)
-                if array.dtype.kind == "f" or np.array_equal(converted, array):
-                    return converted
-        except (ValueError, OverflowError) as error:
+        except Exception as error:  # ragged lists; __array__ of foreign objects in them may raise anything
             raise InvalidArgumentError(f"input {tensor.name!r} cannot be made an array: {error}") from error
-        return array
+        if array.dtype.kind not in "biuf" or (array.size and _rank(array.dtype) > _rank(wanted)):
+            return array
+        with np.errstate(all="ignore"):
+            converted = array.astype(wanted)
+            if _rank(wanted) == _FLOATING:  # ml_dtypes has neither isnan nor isfinite for all of its types
+                before, after = array.astype(np.float64), converted.astype(np.float64)
+                kept = bool((np.isnan(before) == np.isnan(after)).all() and (np.isinf(before) == np.isinf(after)).all())
+            else:
+                kept = np.array_equal(converted, array)
+        if not kept:
+            raise DTypeError(f"input {tensor.name!r} has values that {wanted.name} cannot represent")
+        return converted
 
     def _check_static(self, tensor: TensorInfo, shape: Shape) -> None:
         fits = len(shape) == len(tensor.shape) and all(
@@ -115,6 +124,14 @@ class InputCheck:
             "inputs lie in no optimization profile:\n" + "\n".join(lines)
             + "\nUse shapes within one profile, or build the engine with a profile that admits these."
         )  # fmt: skip
+
+
+_FLOATING = 2
+
+
+def _rank(dtype: np.dtype[Any]) -> int:
+    """Kinds that hold each other, in this order: booleans, integers, floats (numpy calls those of ml_dtypes void)."""
+    return {"b": 0, "i": 1, "u": 1}.get(dtype.kind, _FLOATING)
 
 
 def _bounded(tensor: TensorInfo, array: Array) -> Shape:

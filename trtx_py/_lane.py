@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from traceback import clear_frames
 
 from ._errors import BorrowedError, ClosedError, CudaError, ExecutionError, TrtxError
 from ._execution import Execution
@@ -54,7 +55,8 @@ class Lanes:
         self._idle = 0
         self._refusing = False
         self._stopping = False
-        self._dead: BaseException | None = None
+        self._dead: CudaError | None = None
+        self._retired = 0
         self.counts = Counts()
 
     def submit(self, request: Request) -> None:
@@ -64,9 +66,9 @@ class Lanes:
                 raise ClosedError(f"{self._name} is closing and takes no more requests")
             if self._dead is not None:
                 raise self._death()
+            if self._idle <= len(self._waiting) and len(self._lanes) < self._limit:
+                self._add_lane()  # may fail: then the request was not accepted
             self._waiting.append(request)
-            if self._idle < len(self._waiting) and len(self._lanes) < self._limit:
-                self._add_lane()
             self._changed.notify()
 
     def _add_lane(self) -> None:
@@ -74,8 +76,8 @@ class Lanes:
         execution, handle = self._make()
         lane = _Lane(execution, handle)
         lane.thread = threading.Thread(target=self._serve, args=(lane,), name=f"trtx_py-{handle}", daemon=True)
-        self._lanes.append(lane)
         lane.thread.start()
+        self._lanes.append(lane)
 
     def busy(self) -> str | None:
         """What is in flight, or None. Takes no lock: whoever asks holds the lock of the ownership tree."""
@@ -87,7 +89,7 @@ class Lanes:
         """Requests waiting, requests running, lanes, execution contexts."""
         with self._lock:
             return (
-                len(self._waiting),
+                sum(not request.cancelled for request in self._waiting),
                 sum(lane.running is not None for lane in self._lanes),
                 len(self._lanes),
                 sum(lane.execution.has_context for lane in self._lanes),
@@ -148,13 +150,14 @@ class Lanes:
 
     def _run(self, lane: _Lane, request: Request) -> bool:
         """Serve one request; False if the lane has to end because the plan has no profile for it."""
+        retired = self._retired
         try:
             result = lane.execution.run(request)
         except BorrowedError as error:
-            if self._retire(lane, request):
-                return False
-            self._failed(lane, request, error)
-            return True
+            goes_on = self._step_back(lane, request, retired)
+            if goes_on is None:
+                self._failed(lane, request, error)
+            return goes_on is not False
         except BaseException as error:
             self._failed(lane, request, error)
             return True
@@ -167,17 +170,27 @@ class Lanes:
         request.finish(result, None)
         return True
 
-    def _retire(self, lane: _Lane, request: Request) -> bool:
-        """If the profile that ``lane`` lacks is held by a lane beside it, that one serves alone from now on."""
+    def _step_back(self, lane: _Lane, request: Request, retired: int) -> bool | None:
+        """The plan lets one context at a time use a profile, and ``lane`` could not have the one it needs.
+
+        False if a lane beside it holds one: then this lane gives its own back and ends, and the others serve. True if
+        such a lane has ended meanwhile (more than ``retired`` had): then this one tries again. None if nobody here is
+        in the way.
+        """
         with self._lock:
-            if not any(other.execution.holds_profile for other in self._lanes if other is not lane):
-                return False
-            self._lanes.remove(lane)
-            self._limit = len(self._lanes)
+            holds = any(other.execution.holds_profile for other in self._lanes if other is not lane)
+            if not holds and self._retired == retired:
+                return None
+            if holds:
+                lane.execution.step_back()
+                self._lanes.remove(lane)
+                self._limit = len(self._lanes)
+                self._retired += 1
+            lane.running = None
             request.requeue()
             self._waiting.appendleft(request)
             self._changed.notify()
-        return True
+            return not holds
 
     def _failed(self, lane: _Lane, request: Request, error: BaseException) -> None:
         if not isinstance(error, TrtxError):
@@ -186,15 +199,20 @@ class Lanes:
             )
             wrapped.__cause__ = error
             error = wrapped
-        fatal = isinstance(error, CudaError) and error.code in STICKY_CUDA_ERRORS
+        _forget_locals(error)
+        loss = _device_loss(error)
         with self._lock:
             self.counts.failed += 1
             lane.running = None
             doomed: list[Request] = []
-            if fatal and self._dead is None:
-                self._dead = error
+            if loss is not None and self._dead is None:
+                self._dead = _twin(loss)
                 doomed = self._take_all()
-                self.counts.failed += len(doomed)
+                for other in doomed:
+                    if other.cancelled:
+                        self.counts.cancelled += 1
+                    else:
+                        self.counts.failed += 1
         request.finish(None, error)
         for other in doomed:
             other.finish(None, self._death())
@@ -208,3 +226,30 @@ class Lanes:
         error = ExecutionError(f"{self._name} is dead: its device failed ({self._dead}); close it and open another one")
         error.__cause__ = self._dead
         return error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _device_loss(error: BaseException) -> CudaError | None:
+    """The error after which no call on the device will work, if that is what is behind ``error``."""
+    return next((e for e in _chain(error) if isinstance(e, CudaError) and e.code in STICKY_CUDA_ERRORS), None)
+
+
+def _twin(error: CudaError) -> CudaError:
+    """The same error apart from its traceback, which grows by its first caller's frames when it is raised there."""
+    twin = CudaError.__new__(CudaError, *error.args)
+    twin.__dict__.update(error.__dict__)
+    return twin
+
+
+def _forget_locals(error: BaseException) -> None:
+    """A traceback keeps the locals of its frames, here the caller's arrays, as long as the error lives."""
+    for link in _chain(error):
+        clear_frames(link.__traceback__)

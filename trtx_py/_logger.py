@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
@@ -15,6 +16,7 @@ from typing import IO
 from ._errors import InvalidArgumentError, TrtxError
 from ._resource import Handle, Resource, State
 from ._types import Severity
+from .backends.protocols import LogSink
 
 Handler = Callable[[Severity, str], None]
 
@@ -35,7 +37,7 @@ _RESET = "\x1b[0m"
 _MAX_COLLECTED = 50  # a failing build can log thousands of lines; the last ones hold the reason
 
 
-@dataclass
+@dataclass(eq=False)  # blocks are told apart by identity: two empty ones are not the same
 class _Collector:
     thread: int
     lines: list[str] = field(default_factory=list)
@@ -80,7 +82,7 @@ class Logger(Resource):
             raise InvalidArgumentError(
                 f"handler is {type(handler).__name__}; expected None, a logging.Handler or a function"
             )
-        self._severity = Severity(severity)
+        self._severity = _checked_severity(severity)
         self._handler = handler
         self._logging = logging.getLogger(name)
         self._lock = threading.Lock()
@@ -108,7 +110,7 @@ class Logger(Resource):
 
     @severity.setter
     def severity(self, value: Severity) -> None:
-        self._severity = Severity(value)
+        self._severity = _checked_severity(value)
 
     def log(self, severity: Severity, message: str) -> None:
         """Take one line, as TensorRT would give it. Never raises: a failing handler is reported once and skipped."""
@@ -119,7 +121,26 @@ class Logger(Resource):
             return
         self._guarded("handler", lambda: self._emit(severity, message))
         if self._file is not None or self._console is not None:
-            self._guarded("file or console", lambda: self._write(severity, message))
+            now = datetime.datetime.now().isoformat(sep=" ", timespec="milliseconds")
+            line = f"{now} {severity.name:<14} {message}"
+            # One by one: a full disk must not silence the terminal.
+            self._guarded("file", lambda: self._write_file(line))
+            self._guarded("console", lambda: self._write_console(severity, line))
+
+    def _sink(self) -> LogSink:
+        """What native code logs to. It does not keep the logger, and through its handler perhaps all of an application,
+        alive: native code lives until its owner is released, which for a collected owner must be able to happen.
+        """
+        reference = weakref.ref(self)
+
+        def log(severity: Severity, message: str) -> None:
+            logger = reference()
+            if logger is not None:
+                logger.log(severity, message)
+            else:
+                logging.getLogger("trtx_py.tensorrt").log(_LEVELS[severity], "%s", message)
+
+        return log
 
     def error(self, message: str) -> None:
         """Log a line at ERROR."""
@@ -176,12 +197,13 @@ class Logger(Resource):
         else:
             handler(severity, message)
 
-    def _write(self, severity: Severity, message: str) -> None:
-        now = datetime.datetime.now().isoformat(sep=" ", timespec="milliseconds")
-        line = f"{now} {severity.name:<14} {message}"
+    def _write_file(self, line: str) -> None:
         with self._lock:
             if self._file is not None and not self._file.closed:
                 self._file.write(line + "\n")
+
+    def _write_console(self, severity: Severity, line: str) -> None:
+        with self._lock:
             if self._console is not None:
                 colour = _COLOURS.get(severity, "") if self._colour else ""
                 self._console.write(f"{colour}{line}{_RESET if colour else ''}\n")
@@ -209,6 +231,14 @@ class _DefaultLogger(Logger):
 
     def __del__(self) -> None:
         return
+
+
+def _checked_severity(value: Severity) -> Severity:
+    try:
+        return Severity(value)
+    except ValueError:
+        known = ", ".join(f"Severity.{severity.name}" for severity in Severity)
+        raise InvalidArgumentError(f"severity is {value!r}; expected one of {known}") from None
 
 
 _default: _DefaultLogger | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from ._aio import run_shielded
-from ._errors import InvalidArgumentError, ParserError
+from ._errors import BorrowedError, InvalidArgumentError, TrtxError
 from ._onnx_source import OnnxSource, Weights, load_onnx
 from ._resource import Resource
 from ._types import TensorInfo
@@ -26,6 +27,7 @@ class Network(Resource):
     _native: BackendNetwork
     _source: OnnxSource | None
     _broken: bool
+    _parsing: threading.Lock
 
     def __init__(self) -> None:
         self._refuse_construction("builder.create_network()")
@@ -38,6 +40,7 @@ class Network(Resource):
                 native = builder._native.create_network()
             handle.release = native.destroy
             network._builder, network._native, network._source, network._broken = builder, native, None, False
+            network._parsing = threading.Lock()
         return network
 
     def parse_onnx(
@@ -53,20 +56,28 @@ class Network(Resource):
             ParserError: not a model, or one that TensorRT cannot take; ``issues`` has node, operator and reason of
                 every error. The network cannot be used after it.
             InvalidArgumentError: a file cannot be read, or the network is not empty.
+            BorrowedError: the network is parsing a model already, on another thread.
         Source: nvonnxparser::IParser::parse
         """
         self._handle.require_open()
-        if self._source is not None or self._broken:
-            raise InvalidArgumentError(f"{self._handle} has parsed a model before; create another network for this one")
-        loaded = load_onnx(source, weights)
-        with self._handle.lend("parse_onnx()"), self._builder._logger.attaching():
-            try:
-                self._native.parse_onnx(loaded.model, loaded.directory)
-            except ParserError:
-                self._broken = True
-                raise
-        self._source = loaded
-        self._handle.name = os.path.basename(loaded.name)
+        if not self._parsing.acquire(blocking=False):
+            raise BorrowedError(f"{self._handle} is parsing a model; create another network for this one")
+        try:
+            if self._source is not None or self._broken:
+                raise InvalidArgumentError(
+                    f"{self._handle} has parsed a model before; create another network for this one"
+                )
+            loaded = load_onnx(source, weights)
+            with self._handle.lend("parse_onnx()"), self._builder._logger.attaching():
+                try:
+                    self._native.parse_onnx(loaded.model, loaded.directory)
+                except TrtxError:
+                    self._broken = True  # what the parser has put into it so far is part of no model
+                    raise
+            self._source = loaded
+            self._handle.name = os.path.basename(loaded.name)
+        finally:
+            self._parsing.release()
 
     async def parse_onnx_async(
         self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, weights: Weights | None = None

@@ -93,8 +93,9 @@ def _read(path: str, what: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        raise InvalidArgumentError(f"{what} {path!r} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgumentError(f"{what} {path!r} cannot be read: {reason}") from error
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -141,9 +142,9 @@ class _Blobs:
         location = _location(tensor)
         if location not in self._files:
             base = os.path.realpath(self._directory or ".")
-            path = os.path.realpath(os.path.join(base, location))
+            path = os.path.realpath(os.path.join(base, location)) if "\0" not in location else ""
             # A model is data from elsewhere: it must not make us read files outside its own folder.
-            if not location or os.path.commonpath([base, path]) != base:
+            if not location or not path or os.path.commonpath([base, path]) != base:
                 raise ParserError(
                     f"{self._name}: tensor {tensor.name!r} has its data at {location!r}, outside the model's folder; "
                     "only files beside the model are read"

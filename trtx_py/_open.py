@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ._aio import run_shielded
 from ._builder import Builder
@@ -16,6 +16,7 @@ from ._logger import Logger
 from ._network import Network
 from ._onnx_source import Weights
 from ._plan import Plan, looks_like_plan
+from ._resource import Resource
 from ._runtime import Runtime
 from ._types import ShapeRange, TensorInfo
 from .backends.protocols import TensorRTBackend
@@ -24,6 +25,8 @@ from .backends.registry import resolve_backend
 #: Default range of a dynamic leading axis, which is nearly always the batch, and of any other dynamic axis.
 DEFAULT_BATCH_RANGE = (1, 8, 32)
 DEFAULT_AXIS_RANGE = (1, 128, 512)
+
+_R = TypeVar("_R", bound=Resource)
 
 Source = Plan | bytes | bytearray | memoryview | str | os.PathLike[str]
 Profiles = Sequence[Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]]
@@ -89,23 +92,36 @@ async def open_engine(
                 raise InvalidArgumentError(
                     f"{', '.join(given)}: these belong to a build, and the source is a plan already"
                 )
-            chosen = resolve_backend(
-                backend, need="run", plan_flavour=content.header.flavour, plan_version=content.header.version,
-                lean_library=_lean(load),
-            )  # fmt: skip
             plan = content
+            chosen = await run_shielded(
+                lambda: resolve_backend(
+                    backend, need="run", plan_flavour=plan.header.flavour, plan_version=plan.header.version,
+                    lean_library=load.get("lean_library"),
+                )
+            )  # fmt: skip
         else:
-            chosen = resolve_backend(backend, need="both")
+            chosen = await run_shielded(lambda: resolve_backend(backend, need="both"))
             plan = await _build(content, chosen, logger, device, profiles, precision, build)
         serving = {key: load.pop(key) for key in ("lanes", "noncontiguous") if key in load}
-        runtime = await stack.enter_async_context(Runtime(logger, chosen, device=device, **load))
+        runtime = await _open(stack, lambda: Runtime(logger, chosen, device=device, **load))
         engine = await stack.enter_async_context(await runtime.deserialize(plan, **serving))
         yield engine
 
 
-def _lean(load: Mapping[str, Any]) -> str | None:
-    given = load.get("lean_library")
-    return os.fspath(given) if given is not None else os.environ.get("TRTX_LEAN_LIBRARY") or None
+async def _open(stack: AsyncExitStack, make: Callable[[], _R]) -> _R:
+    """What ``make`` constructs, which takes native libraries seconds at times, off the event loop; ``stack`` closes it.
+
+    Cancellation: delivered once ``make`` has returned; what it made is closed.
+    """
+    made: list[_R] = []
+    try:
+        await run_shielded(lambda: made.append(make()))
+    except BaseException:
+        for resource in made:
+            resource.close()
+        raise
+    await stack.enter_async_context(made[0])
+    return made[0]
 
 
 def _read(source: Source) -> Plan | bytes | str:
@@ -121,8 +137,9 @@ def _read(source: Source) -> Plan | bytes | str:
     try:
         with open(path, "rb") as file:
             start = file.read(16)
-    except OSError as error:
-        raise InvalidArgumentError(f"source {path!r} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgumentError(f"source {path!r} cannot be read: {reason}") from error
     return Plan.load(path) if looks_like_plan(start) else path
 
 
@@ -138,7 +155,8 @@ async def _build(
     options = dict(build)
     weights: Weights | None = options.pop("weights", None)
     flags = options.pop("flags", ())
-    async with Builder(logger, backend, device=device) as builder:
+    async with AsyncExitStack() as stack:
+        builder = await _open(stack, lambda: Builder(logger, backend, device=device))
         network = builder.create_network()
         await network.parse_onnx_async(model, weights)
         config = builder.create_config()

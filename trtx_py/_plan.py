@@ -17,10 +17,11 @@ all of this has been checked.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,8 @@ class Plan(bytes):
     header: PlanHeader
 
     def __new__(cls, source: bytes | bytearray | memoryview) -> Plan:
+        if not isinstance(source, (bytes, bytearray, memoryview)):
+            raise InvalidArgumentError(f"plan is {type(source).__name__}; expected bytes, or Plan.load for a path")
         return cls._parse(bytes(source), "plan")
 
     @classmethod
@@ -141,22 +144,22 @@ class Plan(bytes):
         Raises:
             InvalidArgumentError: the folder does not exist or cannot be written, or the disk is full; no file is left.
         """
-        target = os.path.abspath(os.fspath(path))
-        temporary = None
+        target = os.path.abspath(_checked_path(path))
+        temporary = os.path.join(os.path.dirname(target), f".trtx-{secrets.token_hex(8)}")
         try:
-            descriptor, temporary = tempfile.mkstemp(prefix=".trtx-", dir=os.path.dirname(target))
-            with os.fdopen(descriptor, "wb") as file:
+            # Not tempfile: the plan is to have the permissions that the umask gives a new file.
+            with open(temporary, "xb") as file:
                 file.write(self)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, target)
         except OSError as error:
-            if temporary is not None and os.path.exists(temporary):
-                os.unlink(temporary)
             raise InvalidArgumentError(
                 f"plan cannot be saved to {target!r}: {error.strerror}; nothing was written there"
             ) from error
+        finally:
+            with contextlib.suppress(OSError):  # it is there only if something failed
+                os.unlink(temporary)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> Plan:
@@ -168,13 +171,22 @@ class Plan(bytes):
         """
         if isinstance(source, (bytes, bytearray, memoryview)):
             return source if isinstance(source, Plan) else cls(source)
-        name = os.fspath(source)
+        name = _checked_path(source)
         try:
-            with open(source, "rb") as file:
+            with open(name, "rb") as file:
                 blob = file.read()
         except OSError as error:
             raise InvalidArgumentError(f"plan {name!r} cannot be read: {error.strerror}") from error
         return cls._parse(blob, name)
+
+
+def _checked_path(path: Any) -> str:
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise InvalidArgumentError(f"path is {type(path).__name__}; expected a string or a Path")
+    name = os.fspath(path)
+    if "\0" in name:
+        raise InvalidArgumentError(f"path {name!r} contains a null character")
+    return str(name)
 
 
 def looks_like_plan(data: bytes) -> bool:
@@ -210,7 +222,7 @@ def _verify_container(blob: bytes, name: str) -> PlanHeader:
         )
     try:
         return _header_from_map(msgpack.unpackb(header, raw=False, strict_map_key=True))
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, msgpack.UnpackException) as error:
         raise PlanError(
             f"{name}: the header is intact but cannot be understood ({error}); build the plan again"
         ) from error

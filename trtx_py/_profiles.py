@@ -7,7 +7,7 @@ dynamic shapes) a profile serves one context at a time, which TensorRT tells onl
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ._errors import BorrowedError, EngineError
 from ._resource import Handle
@@ -23,14 +23,19 @@ class ProfileLedger:
         self.exclusive = False
         self.switches = 0
 
-    def entered(self, holder: Handle, context: BackendContext) -> None:
-        """A context was made; TensorRT gave it profile 0, or none if that is taken."""
+    def create(self, holder: Handle, make: Callable[[], BackendContext]) -> BackendContext:
+        """Make a context and note which profile TensorRT gave it: 0, or none if that is taken.
+
+        Under the lock: between TensorRT's giving the profile and our knowing it, another context must not ask for it.
+        """
         with self._lock:
+            context = make()
             active = context.active_profile
             if active < 0:
                 self.exclusive = True
             else:
                 self._holders[active][holder.key] = holder
+            return context
 
     def left(self, holder: Handle) -> None:
         """The context is gone."""
@@ -54,10 +59,10 @@ class ProfileLedger:
 
         Raises BorrowedError naming the contexts that hold all of them.
         """
+        active = context.active_profile
+        if active in candidates:
+            return False  # without the lock, which another lane may hold while it makes its context
         with self._lock:
-            active = context.active_profile
-            if active in candidates:
-                return False
             for profile in candidates:
                 if self.exclusive and self._holders[profile]:
                     continue

@@ -76,7 +76,7 @@ class Request:
             self._phase = Phase.ENDED
             self.result, self.error = result, error
             self.arrays = {}
-            wake = self.on_end
+            wake, self.on_end = self.on_end, None
         if wake is not None:
             wake()
 
@@ -84,10 +84,17 @@ class Request:
         """Nobody waits any more. Before the start nothing runs; after it the result is dropped."""
         with self._lock:
             self.cancelled = True
+            self.on_end = None  # nobody is to be woken, and it refers to the waiter's loop
+            if self._phase is Phase.WAITING:
+                self.arrays = {}  # it may wait long for a lane to look at it; its inputs need not
 
     def outcome(self) -> InferenceResult:
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame, and to the request: no cycles
         assert self.result is not None
         return self.result
 
@@ -110,7 +117,7 @@ class Request:
         self._when_ended(lambda: post(resolve))
         try:
             await future
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or the loop went away and the coroutine with it (GeneratorExit)
             self.cancel()
             raise
         return self.outcome()
@@ -121,7 +128,7 @@ class Request:
         self._when_ended(lambda: post(event.set))
         try:
             await event.wait()
-        except anyio.get_cancelled_exc_class():
+        except BaseException:
             self.cancel()
             raise
         return self.outcome()

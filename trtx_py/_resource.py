@@ -6,7 +6,7 @@ parent object alive, so an owner is never collected before what it owns; when a 
 the collector may visit it in any order, and it is the handles that restore the right one.
 
 Releasing never happens inside the garbage collector: a collected object only puts its handle on a queue, and one thread
-of this module (or whoever calls ``live_objects()``) releases it, children first.
+of this module releases it, children first; ``live_objects()`` waits for that thread.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import enum
+import functools
 import itertools
 import logging
 import os
@@ -29,7 +30,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from ._aio import run_shielded
-from ._errors import BorrowedError, ClosedError, TrtxError
+from ._errors import BorrowedError, ClosedError
 from ._origin import caller
 
 _log = logging.getLogger("trtx_py")
@@ -50,8 +51,9 @@ class _Process:
         self.epoch = 0
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
-        self.graveyard: queue.SimpleQueue[Handle] = queue.SimpleQueue()
+        self.graveyard: queue.SimpleQueue[Handle | threading.Event] = queue.SimpleQueue()
         self.reaper: threading.Thread | None = None
+        self.buried = 0
         self.roots: dict[int, Handle] = {}
 
     def reset_in_child(self) -> None:
@@ -93,7 +95,10 @@ class Handle:
         self.stop: Callable[[], None] | None = None
         self.drain: Callable[[], None] | None = None
         self.busy: Callable[[], str | None] | None = None
+        self.keeps: object = None  # foreign things that must live as long as what this stands for
         self.abandoned = False
+        self.claimed = False
+        self.closer: int | None = None
 
     def __str__(self) -> str:
         label = f"{self.kind}#{self.serial}"
@@ -103,6 +108,7 @@ class Handle:
         return f"{self} (made at {self.made_at})"
 
     def link(self) -> None:
+        _ensure_reaper()  # first: where no thread can be started any more, nothing must be registered either
         with _process.lock:
             if self.parent is not None:
                 if self.parent.state is not State.OPENING:  # an owner makes internal children while it is being made
@@ -110,7 +116,23 @@ class Handle:
                 self.parent.children[self.key] = self
             else:
                 _process.roots[self.key] = self
-        _ensure_reaper()
+
+    def opened(self) -> None:
+        """The object is complete. Raises ClosedError if its owner began to close while it was being made."""
+        with _process.changed:
+            owner = self.parent
+            if owner is not None and owner.state not in (State.OPENING, State.OPEN):
+                raise ClosedError(f"{owner} was closed while {self} was being made")
+            self.state = State.OPEN
+            _process.changed.notify_all()
+
+    def mark_closing(self, closer: int | None = None) -> None:
+        """Under the lock. What is still being made below is not marked: ``opened()`` will find that it is too late."""
+        for node in self.subtree():
+            if node is self or node.state is State.OPEN:
+                node.state = State.CLOSING
+                node.closer = closer
+        _process.changed.notify_all()
 
     def unlink(self) -> None:
         with _process.lock:
@@ -121,11 +143,15 @@ class Handle:
 
     def require_open(self) -> None:
         """Raise ClosedError unless the object can be used."""
-        if self.epoch != _process.epoch:
-            raise ClosedError(f"{self} belongs to the process that this one was forked from; open another one here")
+        self.require_process()
         if self.state is not State.OPEN:
             word = "closed" if self.state is State.CLOSED else self.state.value
             raise ClosedError(f"{self} is {word}; it was made at {self.made_at}")
+
+    def require_process(self) -> None:
+        """Raise ClosedError in a forked child, where even a lock may be held by a thread that is not there."""
+        if self.epoch != _process.epoch:
+            raise ClosedError(f"{self} belongs to the process that this one was forked from; open another one here")
 
     def is_within(self, ancestor: Handle) -> bool:
         node: Handle | None = self
@@ -162,11 +188,14 @@ class Handle:
         nodes.append(self)
         return nodes
 
-    def lend(self, what: str, borrower: Handle | None = None) -> Loan:
-        """Keep the object open until the loan ends: to an operation that will end, or to another object."""
+    def lend(self, what: str, borrower: Handle | None = None, keep: object = None) -> Loan:
+        """Keep the object open until the loan ends: to an operation that will end, or to another object.
+
+        A loan to another object must ``keep`` the lent one alive, or the garbage collector would find it open.
+        """
         with _process.lock:
             self.require_open()
-            loan = Loan(self)
+            loan = Loan(self, keep)
             self.loans[loan.key] = (what, borrower)
         return loan
 
@@ -174,20 +203,37 @@ class Handle:
 class Loan:
     """Keeps an object open. Ending it twice is harmless."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, keep: object = None) -> None:
         self.key = next(_keys)
         self._handle = handle
+        self._keep = keep
 
     def end(self) -> None:
-        with _process.lock:
+        with _process.changed:
             self._handle.loans.pop(self.key, None)
             _process.changed.notify_all()
+        self._keep = None
+        if self._handle.abandoned:
+            _process.graveyard.put(self._handle)  # collected while it was lent: it can go now
 
     def __enter__(self) -> Loan:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.end()
+
+
+def _claim(handle: Handle) -> bool:
+    """True if this thread is to release ``handle``; False once another one, closing a subtree that overlaps, has."""
+    with _process.changed:
+        while any(borrower is None for _, borrower in handle.loans.values()):
+            _process.changed.wait()
+        if not handle.claimed:
+            handle.claimed = True
+            return True
+        while handle.state is not State.CLOSED:
+            _process.changed.wait()
+        return False
 
 
 def _release(handle: Handle) -> None:
@@ -197,7 +243,7 @@ def _release(handle: Handle) -> None:
             handle.release()
     finally:
         handle.unlink()
-        handle.release = handle.stop = handle.drain = handle.busy = None
+        handle.release = handle.stop = handle.drain = handle.busy = handle.keeps = None
     parent = handle.parent
     if parent is not None and parent.abandoned:
         _process.graveyard.put(parent)
@@ -205,26 +251,27 @@ def _release(handle: Handle) -> None:
 
 def _close_subtree(root: Handle) -> None:
     """Drain, then release everything below ``root`` and ``root`` itself. All of it has been marked as closing."""
+    with _process.changed:
+        # Another thread may be making a child at this moment: it fails, but only once native code has returned to it.
+        while any(node.state is State.OPENING for node in root.subtree()):
+            _process.changed.wait()
+        nodes = root.subtree()
     errors: list[Exception] = []
-    nodes = root.subtree()
-    for step in ("stop", "drain"):
-        for node in nodes:
-            action: Callable[[], None] | None = getattr(node, step)
-            if action is not None:
-                try:
-                    action()
-                except TrtxError as error:
-                    errors.append(error)
+
+    def attempt(action: Callable[[], None] | None) -> None:
+        if action is not None:
+            try:
+                action()
+            except Exception as error:  # whatever one of them raises, the others must still be released
+                errors.append(error)
+
     for node in nodes:
-        with _process.changed:
-            while any(borrower is None for _, borrower in node.loans.values()):
-                _process.changed.wait()
-        if node.state is State.CLOSED:
-            continue
-        try:
-            _release(node)
-        except TrtxError as error:
-            errors.append(error)
+        attempt(node.stop)
+    for node in nodes:
+        attempt(node.drain)
+    for node in nodes:
+        if _claim(node):
+            attempt(functools.partial(_release, node))
     if errors:
         for other in errors[1:]:
             _log.error("while closing %s: %s", root, other)
@@ -232,69 +279,95 @@ def _close_subtree(root: Handle) -> None:
 
 
 def _bury(handle: Handle) -> None:
-    """Release a handle whose object was garbage collected, once nothing below it is left."""
+    """Release a handle whose object was garbage collected, once nothing below it is left and nobody borrows it."""
     with _process.lock:
         handle.abandoned = True
         if handle.state is not State.OPEN or handle.epoch != _process.epoch:
             return
-        if any(not child.internal for child in handle.children.values()):
-            return  # the last child to go puts this handle back on the queue
-        for node in handle.subtree():
-            node.state = State.CLOSING
+        if handle.internal and handle.parent is not None:
+            return  # its owner needs it to the end and releases it then
+        if any(not child.internal for child in handle.children.values()) or handle.lasting_loans(handle):
+            return  # the last child to go, or the end of the loan, puts this handle back on the queue
+        handle.mark_closing()
     try:
         _close_subtree(handle)
     except Exception:
         _log.exception("releasing %s after it was garbage collected failed", handle)
 
 
-def _reap_forever(graveyard: queue.SimpleQueue[Handle]) -> None:
+def _reap_forever(process: _Process, graveyard: queue.SimpleQueue[Handle | threading.Event]) -> None:
     while True:
-        _bury(graveyard.get())
+        item = graveyard.get()
+        if isinstance(item, threading.Event):
+            item.set()
+        else:
+            _bury(item)
+            process.buried += 1
 
 
 def _ensure_reaper() -> None:
     if _process.reaper is None:
         with _process.lock:
             if _process.reaper is None:
-                _process.reaper = threading.Thread(
-                    target=_reap_forever, args=(_process.graveyard,), name="trtx_py-reaper", daemon=True
+                reaper = threading.Thread(
+                    target=_reap_forever, args=(_process, _process.graveyard), name="trtx_py-reaper", daemon=True
                 )
-                _process.reaper.start()
+                reaper.start()
+                _process.reaper = reaper
 
 
 def _reap_now() -> None:
-    while True:
-        try:
-            handle = _process.graveyard.get_nowait()
-        except queue.Empty:
-            break
-        _bury(handle)
-    # The reaper thread may hold one that it took before: wait until it is done with it.
-    with _process.changed:
-        while any(
-            node.abandoned and node.state is State.CLOSING
-            for root in _process.roots.values()
-            for node in root.subtree()
-        ):
-            _process.changed.wait(1.0)
+    """Wait until the reaper has released everything that was collected before this call."""
+    if _process.reaper is None or _process.reaper is threading.current_thread():
+        return
+    before = -1
+    while before != _process.buried:  # a burial can put the owner on the queue: until a round finds nothing
+        before = _process.buried
+        reached = threading.Event()
+        _process.graveyard.put(reached)
+        reached.wait()
 
 
 @atexit.register
 def _release_everything() -> None:
     """At exit, before the interpreter takes modules apart: the destructors of TensorRT still find a working driver."""
-    for root in reversed(list(_process.roots.values())):
+    _reap_now()
+    pending = list(reversed(list(_process.roots.values())))
+    while pending:
+        # What is lent to an object of another tree comes after that tree.
+        root = next((root for root in pending if not root.lasting_loans(root)), pending[0])
+        pending.remove(root)
         with _process.lock:
-            if root.state is not State.OPEN:
-                continue
-            for node in root.subtree():
-                node.state = State.CLOSING
+            state = root.state
+            if state is State.OPEN:
+                root.mark_closing()
         try:
-            _close_subtree(root)
+            if state is State.OPEN:
+                _close_subtree(root)
+            elif state is State.CLOSING:
+                _wait_closed(root)  # another thread is at it: the interpreter must not go away under its feet
         except Exception:
             _log.exception("releasing %s at exit failed", root)
 
 
 os.register_at_fork(after_in_child=_process.reset_in_child)
+
+
+@contextlib.contextmanager
+def opening(handle: Handle) -> Iterator[None]:
+    """Register first, construct inside, and leave nothing behind if that fails."""
+    handle.link()
+    try:
+        yield
+        handle.opened()
+    except BaseException as error:
+        with _process.lock:
+            handle.mark_closing()
+        try:
+            _close_subtree(handle)
+        except Exception as second:
+            _second_failure(handle, error, second)
+        raise
 
 
 class Resource:
@@ -315,16 +388,9 @@ class Resource:
         handle = Handle(
             kind or type(self).__name__, parent._handle if parent is not None else None, name=name, internal=internal
         )
-        handle.link()
-        self._handle, self._parent = handle, parent
-        try:
+        with opening(handle):
+            self._handle, self._parent = handle, parent
             yield handle
-        except BaseException:
-            for node in handle.subtree():
-                node.state = State.CLOSING
-            _close_subtree(handle)
-            raise
-        handle.state = State.OPEN
 
     @classmethod
     def _refuse_construction(cls, factory: str) -> NoReturn:
@@ -342,11 +408,17 @@ class Resource:
             BorrowedError: something open still depends on it, or work is in flight; names each. Nothing was closed.
         """
         handle = self._handle
-        with _process.lock:
+        here = threading.get_ident()
+        with _process.changed:
             if handle.epoch != _process.epoch or handle.state is State.CLOSED:
                 return
             if handle.state is State.CLOSING:
-                raise BorrowedError(f"{handle} is being closed by aclose() at this moment; await that call")
+                if handle.closer is None:
+                    raise BorrowedError(f"{handle} is being closed by aclose() at this moment; await that call")
+                if handle.closer != here:  # another thread's close(): it has nothing to wait for and is soon done
+                    _wait_closed(handle)
+                return
+            self._refuse_if_internal()
             blockers = handle.blockers(handle)
             if blockers:
                 raise BorrowedError(
@@ -355,8 +427,7 @@ class Resource:
                     + "\nClose these first, or await aclose(), which closes what it owns in order.",
                     borrowers=blockers,
                 )
-            for node in handle.subtree():
-                node.state = State.CLOSING
+            handle.mark_closing(closer=here)
         _close_subtree(handle)
 
     async def aclose(self) -> None:
@@ -374,14 +445,22 @@ class Resource:
                 mine = False
             else:
                 mine = True
+                self._refuse_if_internal()
                 loans = handle.lasting_loans(handle)
                 if loans:
                     raise BorrowedError(
                         f"{handle} cannot be closed while it is lent to:\n  " + "\n  ".join(loans), borrowers=loans
                     )
-                for node in handle.subtree():
-                    node.state = State.CLOSING
+                handle.mark_closing()
         await run_shielded((lambda: _close_subtree(handle)) if mine else (lambda: _wait_closed(handle)))
+
+    def _refuse_if_internal(self) -> None:
+        handle = self._handle
+        if handle.internal and handle.parent is not None:
+            raise BorrowedError(
+                f"{handle} was made by {handle.parent} for itself and is closed together with it; close that",
+                borrowers=[handle.parent.describe()],
+            )
 
     def __enter__(self: _R) -> _R:
         self._handle.require_open()
@@ -395,7 +474,7 @@ class Resource:
             return
         try:
             self.close()
-        except TrtxError as error:
+        except Exception as error:
             _second_failure(self._handle, exc, error)
 
     async def __aenter__(self: _R) -> _R:
@@ -410,7 +489,7 @@ class Resource:
             return
         try:
             await self.aclose()
-        except TrtxError as error:
+        except Exception as error:
             _second_failure(self._handle, exc, error)
 
     def __repr__(self) -> str:
@@ -424,10 +503,11 @@ class Resource:
         if handle is None or sys.is_finalizing():
             return
         if handle.state is State.OPEN and handle.epoch == _process.epoch:
-            with contextlib.suppress(Exception):  # the warnings machinery may be half gone while modules are torn down
+            try:
                 if not handle.internal:
                     warnings.warn(f"unclosed {handle.describe()}", ResourceWarning, source=self, stacklevel=2)
-            _process.graveyard.put(handle)
+            finally:  # where warnings are errors, that error goes to sys.unraisablehook, and the release goes on
+                _process.graveyard.put(handle)
 
 
 def _wait_closed(handle: Handle) -> None:
@@ -436,7 +516,7 @@ def _wait_closed(handle: Handle) -> None:
             _process.changed.wait()
 
 
-def _second_failure(handle: Handle, first: BaseException, second: TrtxError) -> None:
+def _second_failure(handle: Handle, first: BaseException, second: Exception) -> None:
     """The body's own exception goes on; that closing failed too is noted on it and logged."""
     text = f"closing {handle} failed too: {second}"
     add_note: Any = getattr(first, "add_note", None)

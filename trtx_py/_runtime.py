@@ -14,7 +14,7 @@ from ._types import BackendInfo
 from .backends._flavours import plan_fits
 from .backends._raw_plan import find_host_code
 from .backends.protocols import TensorRTBackend
-from .backends.registry import resolve_backend
+from .backends.registry import lean_library_for, resolve_backend
 from .cuda._device import Device
 
 
@@ -26,7 +26,7 @@ class Runtime(Resource):
         backend: a name, a backend object, or None: TRTX_BACKEND, else the best installed TensorRT that can run here.
         device: number of the GPU.
         lean_library: path of a lean runtime library of the version that plans were built with, for plans that are
-            version-compatible; also from TRTX_LEAN_LIBRARY.
+            version-compatible; also from TRTX_LEAN_LIBRARY, for flavours that load one.
         allow_host_code: load plans that carry code for the CPU. Such a plan can do whatever a program can: only for
             plans whose origin you trust.
 
@@ -46,17 +46,18 @@ class Runtime(Resource):
         lean_library: str | os.PathLike[str] | None = None,
         allow_host_code: bool = False,
     ) -> None:
-        lean = os.fspath(lean_library) if lean_library is not None else os.environ.get("TRTX_LEAN_LIBRARY") or None
-        self._backend = resolve_backend(backend, need="run", lean_library=lean)
+        given = None if lean_library is None else os.fspath(lean_library)
+        self._backend = resolve_backend(backend, need="run", lean_library=given)
+        lean = lean_library_for(self._backend.info.flavour, given)
         self._logger = checked_logger(logger)
         self._allow_host_code = allow_host_code
         with self._opening(owner_of(self._logger), name=self._backend.info.name) as handle, self._logger.attaching():
             self._device = Device._create(self._backend, device, parent=self)
             with self._device._access.current:
                 self._native = self._backend.create_runtime(
-                    self._logger.log, device=device, lean_library=lean, allow_host_code=allow_host_code
+                    self._logger._sink(), device=device, lean_library=lean, allow_host_code=allow_host_code
                 )
-            handle.release = self._native.destroy
+                handle.release = self._device._carry(self._native.destroy)
 
     @property
     def backend(self) -> BackendInfo:
@@ -71,7 +72,7 @@ class Runtime(Resource):
 
     @property
     def device(self) -> Device:
-        """The device that engines are loaded onto; makes streams, events and buffers. Owned by this runtime."""
+        """The device that engines are loaded onto; makes streams, events and buffers. Closed with this runtime only."""
         return self._device
 
     async def deserialize(
@@ -105,7 +106,8 @@ class Runtime(Resource):
             await run_shielded(work)
         except BaseException:
             for engine in made:  # cancelled while TensorRT worked: nobody will ever close what it made
-                engine.close()
+                if not engine.closed:  # unless the runtime's aclose() is at it
+                    engine.close()
             raise
         return made[0]
 

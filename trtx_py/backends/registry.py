@@ -67,7 +67,7 @@ def resolve_backend(
             unset or empty, the best installed TensorRT that can serve the need. The mock is never chosen by default.
         need: what it will be used for.
         plan_flavour, plan_version: of the plan that is to run, where it is known.
-        lean_library: path of the lean library that is to run it; None takes TRTX_LEAN_LIBRARY.
+        lean_library: path of the lean library that is to run it; None takes TRTX_LEAN_LIBRARY where it is of use.
     Raises:
         InvalidArgumentError: there is no backend of that name.
         BackendUnavailableError: the named one, or every one, cannot serve; says why and what to install.
@@ -77,8 +77,7 @@ def resolve_backend(
     if backend is not None and not isinstance(backend, str):
         return backend
     name = backend if backend is not None else os.environ.get(BACKEND_VARIABLE, "")
-    lean = lean_library if lean_library is not None else os.environ.get(LEAN_LIBRARY_VARIABLE) or None
-    request = _Request(need, plan_flavour, plan_version, lean)
+    request = _Request(need, plan_flavour, plan_version, lean_library)
     if backend is None and not name:
         return _best_installed(request)
     source = "" if backend is not None else f" ({BACKEND_VARIABLE})"
@@ -94,6 +93,19 @@ def resolve_backend(
     if refusal is not None:
         raise BackendUnavailableError(f"the backend {name!r}{source} cannot {_VERBS[need]} here: {refusal}")
     return _instance(name)
+
+
+def lean_library_for(flavour: str, given: str | os.PathLike[str] | None) -> str | None:
+    """The lean library that a runtime of this flavour is to load.
+
+    What the caller gives is handed on, also to a flavour that will refuse it. TRTX_LEAN_LIBRARY is for those that can
+    load one: the others, the mock among them, do not see it.
+    """
+    if given is not None:
+        return os.fspath(given)
+    if flavour in FLAVOURS and FLAVOURS[flavour].loads_lean_library:
+        return os.environ.get(LEAN_LIBRARY_VARIABLE) or None
+    return None
 
 
 def installed_backends() -> list[BackendStatus]:
@@ -159,13 +171,14 @@ class _Request:
             if reason is not None:
                 return reason
         lean_version = None
-        if self.lean_library is not None:
+        lean_library = lean_library_for(flavour.name, self.lean_library)
+        if lean_library is not None:
             if not flavour.loads_lean_library:
                 return lean_library_refusal(flavour.name, info.version, "8.6")
             from .tensorrt._lean import lean_library_version
 
             try:
-                lean_version = lean_library_version(self.lean_library)
+                lean_version = lean_library_version(lean_library)
             except EngineError as error:
                 return str(error)
             refusal = lean_library_refusal(flavour.name, info.version, lean_version)

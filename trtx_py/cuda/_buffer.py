@@ -28,7 +28,6 @@ class DeviceBuffer(Resource):
     _device: Device
     _address: int
     _nbytes: int
-    _owner: object
 
     def __init__(self) -> None:
         self._refuse_construction("device.allocate(nbytes) or DeviceBuffer.from_handle(device, address, ...)")
@@ -41,10 +40,10 @@ class DeviceBuffer(Resource):
             releases = Releases(device._access)
             with device.current():
                 address = memory.allocate_device(nbytes)
-            releases.add(lambda: memory.free_device(address, nbytes))
-            handle.release = releases
+                releases.add(lambda: memory.free_device(address, nbytes))
+                handle.release = releases
             handle.device_bytes = nbytes
-            buffer._device, buffer._address, buffer._nbytes, buffer._owner = device, address, nbytes, None
+            buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
         return buffer
 
     @classmethod
@@ -56,12 +55,12 @@ class DeviceBuffer(Resource):
             nbytes: bytes that may be used from there.
             owner: kept alive as long as this object is open, for example a torch tensor.
         """
+        address = checked_int(address, "address", minimum=1)
+        nbytes = checked_int(nbytes, "nbytes", minimum=0)
         buffer = cls.__new__(cls)
-        with buffer._opening(device, name="borrowed"):
-            buffer._device = device
-            buffer._address = checked_int(address, "address", minimum=1)
-            buffer._nbytes = checked_int(nbytes, "nbytes", minimum=0)
-            buffer._owner = owner
+        with buffer._opening(device, name="borrowed") as handle:
+            buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
+            handle.keeps = owner
         return buffer
 
     @property
@@ -88,12 +87,12 @@ class DeviceBuffer(Resource):
         Source: cuMemcpyHtoDAsync, cuStreamSynchronize
         """
         host = np.ascontiguousarray(array)
-        self._check_size(host, "array")
-        with self._device.current():
+        with self._handle.lend("a copy"), stream._handle.lend("a copy"), self._device.current():
+            self._check_size(host, "array")
             if host.nbytes:
                 driver = self._device._driver
-                driver.cuMemcpyHtoDAsync(self.address, host.ctypes.data, host.nbytes, stream.handle)
-                driver.cuStreamSynchronize(stream.handle)
+                driver.cuMemcpyHtoDAsync(self._address, host.ctypes.data, host.nbytes, stream._handle_value)
+                driver.cuStreamSynchronize(stream._handle_value)
 
     def copy_to_host(self, shape: tuple[int, ...], dtype: npt.DTypeLike, stream: Stream) -> Array:
         """A new array from the start of this memory, copied behind everything enqueued on ``stream``; waits for it.
@@ -103,12 +102,12 @@ class DeviceBuffer(Resource):
         Source: cuMemcpyDtoHAsync, cuStreamSynchronize
         """
         host = np.empty(checked_shape(shape, "shape"), dtype)
-        self._check_size(host, f"shape {host.shape} of {host.dtype}")
-        with self._device.current():
+        with self._handle.lend("a copy"), stream._handle.lend("a copy"), self._device.current():
+            self._check_size(host, f"shape {host.shape} of {host.dtype}")
             if host.nbytes:
                 driver = self._device._driver
-                driver.cuMemcpyDtoHAsync(host.ctypes.data, self.address, host.nbytes, stream.handle)
-                driver.cuStreamSynchronize(stream.handle)
+                driver.cuMemcpyDtoHAsync(host.ctypes.data, self._address, host.nbytes, stream._handle_value)
+                driver.cuStreamSynchronize(stream._handle_value)
         return host
 
     def _check_size(self, host: Array, what: str) -> None:
@@ -137,8 +136,8 @@ class PinnedBuffer(Resource):
             releases = Releases(device._access)
             with device.current():
                 address = memory.allocate_pinned(nbytes)
-            releases.add(lambda: memory.free_pinned(address, nbytes))
-            handle.release = releases
+                releases.add(lambda: memory.free_pinned(address, nbytes))
+                handle.release = releases
             handle.host_bytes = nbytes
             buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
         return buffer
@@ -165,6 +164,7 @@ class PinnedBuffer(Resource):
         Raises:
             ShapeError: shape and dtype need more bytes than the buffer has.
         """
+        self._handle.require_open()
         wanted = checked_shape(shape, "shape")
         kind = np.dtype(dtype)
         if kind.hasobject:

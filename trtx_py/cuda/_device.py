@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .._arguments import checked_int
-from .._errors import CudaError, InvalidArgumentError
+from .._errors import CudaError, InvalidArgumentError, TrtxError
 from .._resource import Resource
 from ..backends.protocols import (
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
@@ -95,6 +95,25 @@ class Device(Resource):
             handle.release = lambda: driver.cuDevicePrimaryCtxRelease(cu_device)
             self._access = DeviceAccess(driver, context)
 
+    def _carry(self, destroy: Callable[[], object]) -> Callable[[], None]:
+        """The release of an owner that made this device for itself: its native object first, then the context.
+
+        Children go before their owner, but here the owner's native object lives on the device, so the owner takes the
+        end of the context over.
+        """
+        releases = Releases(self._access)
+        releases.add(destroy)
+        let_go, self._handle.release = self._handle.release, None
+
+        def release() -> None:
+            try:
+                releases()
+            finally:
+                if let_go is not None:
+                    let_go()
+
+        return release
+
     @property
     def ordinal(self) -> int:
         """Number of the device in the driver's order."""
@@ -103,11 +122,16 @@ class Device(Resource):
     @property
     def name(self) -> str:
         """Source: cuDeviceGetName"""
+        self._handle.require_open()
         return self._driver.cuDeviceGetName(self._cu_device)
 
     @property
     def compute_capability(self) -> str:
         """Architecture as "major.minor", for example "9.0"."""
+        self._handle.require_open()
+        return self._compute_capability()
+
+    def _compute_capability(self) -> str:
         major = self._driver.cuDeviceGetAttribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._cu_device)
         minor = self._driver.cuDeviceGetAttribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._cu_device)
         return f"{major}.{minor}"
@@ -115,6 +139,7 @@ class Device(Resource):
     @property
     def total_bytes(self) -> int:
         """Memory of the device. Source: cuDeviceTotalMem"""
+        self._handle.require_open()
         return self._driver.cuDeviceTotalMem(self._cu_device)
 
     def free_bytes(self) -> int:
@@ -152,11 +177,13 @@ class Device(Resource):
         return PinnedBuffer._create(self, checked_int(nbytes, "nbytes", minimum=0))
 
     def memory_statistics(self) -> MemoryStatistics:
-        """Device memory allocated through this object."""
+        """Device memory allocated through this object; after it was closed, the last figures."""
+        self._handle.require_process()
         return self._access.memory.device_statistics()
 
     def pinned_statistics(self) -> MemoryStatistics:
-        """Page-locked host memory allocated through this object."""
+        """Page-locked host memory allocated through this object; after it was closed, the last figures."""
+        self._handle.require_process()
         return self._access.memory.pinned_statistics()
 
 
@@ -175,17 +202,21 @@ class Releases:
         self._steps.append(step)
 
     def __call__(self) -> None:
-        errors: list[CudaError] = []
-        steps, self._steps = self._steps, []
+        errors: list[TrtxError] = []
         try:
             with self._current:
-                for step in reversed(steps):
-                    try:
-                        step()
-                    except CudaError as error:
-                        errors.append(error)
-        except CudaError as error:  # the context itself could not be made current
+                self._run(errors)
+        except CudaError as error:
             errors.append(error)
+            # The context could not be made current. Some steps need none, and what is native must go before its owner.
+            self._run(errors)
         for failure in errors:
-            if failure.code not in STICKY_CUDA_ERRORS:
+            if not isinstance(failure, CudaError) or failure.code not in STICKY_CUDA_ERRORS:
                 raise failure
+
+    def _run(self, errors: list[TrtxError]) -> None:
+        while self._steps:
+            try:
+                self._steps.pop()()
+            except TrtxError as error:  # the other steps are still due
+                errors.append(error)

@@ -6,24 +6,53 @@ from typing import TYPE_CHECKING
 
 from .._aio import run_shielded
 from .._arguments import checked_int
-from .._errors import InvalidArgumentError
-from .._resource import Resource
-from ..backends.protocols import CU_EVENT_DEFAULT, CU_EVENT_DISABLE_TIMING, CU_STREAM_NON_BLOCKING, CUDA_SUCCESS
-from ._device import Device, Releases
+from .._errors import CudaError, InvalidArgumentError
+from .._resource import Handle, Resource
+from ..backends.protocols import (
+    CU_EVENT_DEFAULT,
+    CU_EVENT_DISABLE_TIMING,
+    CU_STREAM_NON_BLOCKING,
+    CUDA_SUCCESS,
+    STICKY_CUDA_ERRORS,
+)
+from ._device import Device, DeviceAccess, Releases
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def _watch(handle: Handle, access: DeviceAccess, stream: int) -> None:
+    """A stream with work on it is in use: ``close()`` refuses, ``aclose()`` waits, and an owner lives on."""
+
+    def busy() -> str | None:
+        try:
+            with access.current:
+                done = access.driver.cuStreamQuery(stream) == CUDA_SUCCESS
+        except CudaError:
+            return None  # the device failed and runs nothing any more; if not, drain() meets the same error and says so
+        return None if done else "work enqueued on it has not finished"
+
+    def drain() -> None:
+        try:
+            with access.current:
+                access.driver.cuStreamSynchronize(stream)
+        except CudaError as error:
+            if error.code not in STICKY_CUDA_ERRORS:  # those say that the device is lost, which ended the work too
+                raise
+
+    handle.busy, handle.drain = busy, drain
+
+
 class Stream(Resource):
     """An in-order queue of work on one device. Made by ``device.create_stream()``.
+
+    It is in use while work enqueued on it has not finished.
 
     Source: CUstream
     """
 
     _device: Device
     _handle_value: int
-    _owner: object
 
     def __init__(self) -> None:
         self._refuse_construction("device.create_stream() or Stream.from_handle(device, handle, owner=...)")
@@ -36,9 +65,10 @@ class Stream(Resource):
             releases = Releases(device._access)
             with device.current():
                 value = driver.cuStreamCreate(CU_STREAM_NON_BLOCKING)
-            releases.add(lambda: driver.cuStreamDestroy(value))
-            handle.release = releases
-            stream._device, stream._handle_value, stream._owner = device, value, None
+                releases.add(lambda: driver.cuStreamDestroy(value))
+                handle.release = releases
+            _watch(handle, device._access, value)
+            stream._device, stream._handle_value = device, value
         return stream
 
     @classmethod
@@ -48,11 +78,12 @@ class Stream(Resource):
         Args:
             owner: kept alive as long as this object is open, for example the torch or cupy stream object.
         """
+        value = checked_int(handle, "handle", minimum=0)
         stream = cls.__new__(cls)
-        with stream._opening(device, name="borrowed"):
-            stream._device = device
-            stream._handle_value = checked_int(handle, "handle", minimum=0)
-            stream._owner = owner
+        with stream._opening(device, name="borrowed") as record:
+            stream._device, stream._handle_value = device, value
+            _watch(record, device._access, value)
+            record.keeps = owner
         return stream
 
     @property
@@ -68,16 +99,16 @@ class Stream(Resource):
 
     def query(self) -> bool:
         """True if everything enqueued so far has finished. Raises CudaError if it failed. Source: cuStreamQuery"""
-        with self._device.current():
-            return self._device._driver.cuStreamQuery(self.handle) == CUDA_SUCCESS
+        with self._handle.lend("query()"), self._device.current():
+            return self._device._driver.cuStreamQuery(self._handle_value) == CUDA_SUCCESS
 
     def synchronize(self) -> None:
         """Block this thread until everything enqueued so far has finished.
 
         Raises CudaError if it failed. In a coroutine use ``await stream.wait_idle()``. Source: cuStreamSynchronize
         """
-        with self._device.current():
-            self._device._driver.cuStreamSynchronize(self.handle)
+        with self._handle.lend("synchronize()"), self._device.current():
+            self._device._driver.cuStreamSynchronize(self._handle_value)
 
     async def wait_idle(self) -> None:
         """As ``synchronize()``, off the event loop.
@@ -85,12 +116,16 @@ class Stream(Resource):
         Cancellation: delivered once the stream has finished, because the stream cannot be left while it is in use.
         """
         with self._handle.lend("wait_idle()"):
-            await run_shielded(self.synchronize)
+            await run_shielded(self._synchronize)
+
+    def _synchronize(self) -> None:
+        with self._device._access.current:
+            self._device._driver.cuStreamSynchronize(self._handle_value)
 
     def wait(self, event: Event) -> None:
         """Let work enqueued from now on wait for ``event``. Source: cuStreamWaitEvent"""
-        with self._device.current():
-            self._device._driver.cuStreamWaitEvent(self.handle, event.handle, 0)
+        with self._handle.lend("wait()"), event._handle.lend("wait()"), self._device.current():
+            self._device._driver.cuStreamWaitEvent(self._handle_value, event._handle_value, 0)
 
 
 class Event(Resource):
@@ -113,8 +148,8 @@ class Event(Resource):
             releases = Releases(device._access)
             with device.current():
                 value = driver.cuEventCreate(CU_EVENT_DEFAULT if timing else CU_EVENT_DISABLE_TIMING)
-            releases.add(lambda: driver.cuEventDestroy(value))
-            handle.release = releases
+                releases.add(lambda: driver.cuEventDestroy(value))
+                handle.release = releases
             event._device, event._handle_value = device, value
         return event
 
@@ -133,23 +168,23 @@ class Event(Resource):
         """Mark the present end of ``stream``. Source: cuEventRecord"""
         if stream.device._cu_device != self._device._cu_device:
             raise InvalidArgumentError(f"{stream!r} and {self!r} are on different devices; make both from one Device")
-        with self._device.current():
-            self._device._driver.cuEventRecord(self.handle, stream.handle)
+        with self._handle.lend("record()"), stream._handle.lend("record()"), self._device.current():
+            self._device._driver.cuEventRecord(self._handle_value, stream._handle_value)
 
     def query(self) -> bool:
         """True if the work before the mark has finished, or nothing was recorded. Source: cuEventQuery"""
-        with self._device.current():
-            return self._device._driver.cuEventQuery(self.handle) == CUDA_SUCCESS
+        with self._handle.lend("query()"), self._device.current():
+            return self._device._driver.cuEventQuery(self._handle_value) == CUDA_SUCCESS
 
     def synchronize(self) -> None:
         """Block this thread until the work before the mark has finished. Source: cuEventSynchronize"""
-        with self._device.current():
-            self._device._driver.cuEventSynchronize(self.handle)
+        with self._handle.lend("synchronize()"), self._device.current():
+            self._device._driver.cuEventSynchronize(self._handle_value)
 
     def elapsed_ms(self, end: Event) -> float:
         """Milliseconds from this event to ``end``; both recorded, finished and made with timing.
 
         Source: cuEventElapsedTime
         """
-        with self._device.current():
-            return self._device._driver.cuEventElapsedTime(self.handle, end.handle)
+        with self._handle.lend("elapsed_ms()"), end._handle.lend("elapsed_ms()"), self._device.current():
+            return self._device._driver.cuEventElapsedTime(self._handle_value, end._handle_value)

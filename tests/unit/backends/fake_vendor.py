@@ -23,7 +23,7 @@ class Severity(enum.IntEnum):
 
 
 def members(name: str, *names: str) -> Any:
-    return enum.IntEnum(name, {one: value for value, one in enumerate(names)})  # type: ignore[misc]
+    return enum.IntEnum(name, {one: value for value, one in enumerate(names)})
 
 
 class ILogger:
@@ -239,6 +239,7 @@ class FakeVendor:
         self.engine_class: Any = FakeEngine10 if major >= 10 else FakeEngine86
         self.deserialized: Any = "engine"
         self.log_during_deserialize: list[tuple[Severity, str]] = []
+        self.log_at_creation: list[tuple[Severity, str]] = []
         self.next_context: Any = FakeContext()
         self.ILogger = ILogger
         self.DataType = members("DataType", "FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64")
@@ -256,6 +257,10 @@ class FakeVendor:
         assert not self.behind_old_lean, f"{what} reaches past the end of an 8.6 lean library"
         self.reached.append(what)
 
+    def say_at_creation(self, logger: Any) -> None:
+        for severity, line in self.log_at_creation:
+            logger.log(severity, line)
+
     def _add_builder(self, major: int) -> None:
         creation = {8: ("EXPLICIT_BATCH",), 10: ("EXPLICIT_BATCH", "STRONGLY_TYPED"), 11: ("STRONGLY_TYPED",)}
         self.NetworkDefinitionCreationFlag = members("NetworkDefinitionCreationFlag", *creation[major])
@@ -271,6 +276,7 @@ class FakeVendor:
         class Builder:
             def __init__(self, logger: Any) -> None:
                 self.logger = logger
+                vendor.say_at_creation(logger)
 
             def create_network(self, flags: int) -> FakeNetwork:
                 network = FakeNetwork(flags, vendor.model_layers, vendor.model_inputs)
@@ -314,6 +320,7 @@ class FakeVendor:
                 self.logger = logger
                 self.engine_host_code_allowed = False
                 vendor.runtimes.append(self)
+                vendor.say_at_creation(logger)
 
             def load_runtime(self, path: str) -> Any:
                 self.loaded = path

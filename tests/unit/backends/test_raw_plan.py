@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from tests.unit.backends.fake_vendor import make_plan
 
+from tests.unit.backends.fake_vendor import make_plan
 from trtx_py._errors import PlanError
 from trtx_py.backends._raw_plan import find_host_code, read_raw_plan_header
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.unit.backends.fake_vendor import FakeConfig, FakeDriver, FakeVendor, Layer, Severity, Tensor
 
+from tests.unit.backends.fake_vendor import FakeConfig, FakeDriver, FakeVendor, Layer, Severity, Tensor
 from trtx_py import _types as t
 from trtx_py._errors import (
     BackendUnavailableError,
@@ -63,12 +63,13 @@ def test_profile_sharing_is_a_preview_feature_of_8_6(version: str, shared: dict[
 def test_profile_sharing_is_refused_by_name_where_it_is_missing() -> None:
     fixture = Fixture(V8)
     del fixture.vendor.PreviewFeature
-    with pytest.raises(BuilderError, match="PROFILE_SHARING_0806.*profile_sharing=False"):
+    with pytest.raises(BuilderError, match=r"PROFILE_SHARING_0806.*profile_sharing=False"):
         fixture.build()
 
 
 @pytest.mark.parametrize(
-    ("version", "word", "flag"), [(V8, "fp16", "FP16"), (V8, "fp8", "FP8"), (V10, "bf16", "BF16"), (V10, "fp16", "FP16")]
+    ("version", "word", "flag"),
+    [(V8, "fp16", "FP16"), (V8, "fp8", "FP8"), (V10, "bf16", "BF16"), (V10, "fp16", "FP16")],
 )
 def test_precision_sets_a_flag_on_weakly_typed_versions(version: str, word: str, flag: str) -> None:
     assert Fixture(version).flags(precision=word) == {flag}
@@ -81,7 +82,9 @@ def test_precision_that_a_version_lacks_is_refused() -> None:
 
 @pytest.mark.parametrize("word", ["fp16", "bf16", "int8", "fp8"])
 def test_precision_is_refused_where_typing_is_strong(word: str) -> None:
-    with pytest.raises(BuilderError, match=rf"tensorrt 11\.4\.0\.106 .*precision='{word}'.*convert the model to {word}"):
+    with pytest.raises(
+        BuilderError, match=rf"tensorrt 11\.4\.0\.106 .*precision='{word}'.*convert the model to {word}"
+    ):
         Fixture(V11).build(precision=word)
     with pytest.raises(BuilderError, match="expected one of fp32"):
         Fixture(V11).build(precision="float16")
@@ -104,7 +107,12 @@ def test_fp32_is_refused_for_a_half_model_where_typing_is_strong() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "flags"),
-    [("CAST", "HALF", {"FP16"}), ("QUANTIZE", "INT8", {"INT8"}), ("QUANTIZE", "FP8", {"FP8"}), ("CAST", "FLOAT", set())],
+    [
+        ("CAST", "HALF", {"FP16"}),
+        ("QUANTIZE", "INT8", {"INT8"}),
+        ("QUANTIZE", "FP8", {"FP8"}),
+        ("CAST", "FLOAT", set()),
+    ],
 )
 def test_models_own_types_need_their_flags_where_typing_is_weak(kind: str, dtype: str, flags: set[str]) -> None:
     fixture = Fixture(V8)
@@ -330,6 +338,14 @@ def test_one_build_at_a_time() -> None:
     fixture.vendor.during_build = again
     fixture.build()
     assert len(errors) == 1
+
+
+def test_builder_that_only_looks_alive_is_never_used() -> None:
+    vendor = FakeVendor(V8)
+    vendor.log_at_creation = [(Severity.ERROR, "createInferBuilder: CUDA initialization failure with error: 35")]
+    with pytest.raises(BuilderError, match="could not create a builder") as caught:
+        TensorRTFamilyBackend("tensorrt", module=vendor).create_builder(lambda severity, line: None)
+    assert "error: 35" in caught.value.tensorrt_log[0]
 
 
 @pytest.mark.parametrize("kind", ["lean", "dispatch"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import shutil
 import subprocess
+import weakref
 from typing import Any
 
 import pytest
-from tests.unit.backends.fake_vendor import FakeContext, FakeDriver, FakeVendor, Severity, make_plan
 
+from tests.unit.backends.fake_vendor import FakeContext, FakeDriver, FakeVendor, Severity, make_plan
 from trtx_py._errors import (
     BackendUnavailableError,
     ClosedError,
@@ -116,7 +118,7 @@ def test_lean_library_is_loaded_and_gives_the_version(make_lean: Any) -> None:
 def test_what_would_end_the_process_is_refused(make_lean: Any) -> None:
     with pytest.raises(EngineError, match=r"11\.4\.0\.106 cannot load the lean library 8\.6\.0.*10\.16"):
         open_runtime("tensorrt_dispatch", "11.4.0.106", lean_library=make_lean(8600))
-    vendor = FakeVendor("1.7.1.116".replace("1.7", "10.7"))
+    vendor = FakeVendor("10.7.1.116")
     vendor.__version__ = "1.7.1.116"
     with pytest.raises(EngineError, match="loads no lean library"):
         open_runtime("tensorrt_rtx", vendor=vendor, capability=(8, 9), lean_library=make_lean(8600))
@@ -139,7 +141,7 @@ def test_old_lean_library_is_not_asked_what_it_does_not_know(make_lean: Any) -> 
     assert engine.weights_bytes == 0
     shape_input = engine.io_tensors[1]
     assert shape_input.ranges[0].admits((1000, -1000))
-    with pytest.raises(EngineError, match="cannot carry an IOutputAllocator into the lean library 8.6.0"):
+    with pytest.raises(EngineError, match="cannot carry an IOutputAllocator into the lean library 8"):
         engine.create_context().set_output_allocator("y", Allocator())
 
 
@@ -159,12 +161,31 @@ def test_device_must_exist_and_be_one_that_the_flavour_runs_on() -> None:
     assert "9.0" in (TensorRTFamilyBackend("tensorrt_rtx", module=vendor, driver=only).refusal_to_run() or "")
 
 
+def test_runtime_that_only_looks_alive_is_never_used() -> None:
+    vendor = FakeVendor("10.16.1.11")
+    vendor.log_at_creation = [(Severity.WARNING, "lazy loading is off")]
+    open_runtime(vendor=vendor)
+    vendor.log_at_creation = [(Severity.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")]
+    with pytest.raises(EngineError, match="could not create a runtime on Fake GPU") as caught:
+        open_runtime(vendor=vendor, allow_host_code=True)
+    assert "error: 35" in caught.value.tensorrt_log[0]
+    assert not vendor.runtimes[-1].engine_host_code_allowed
+    freed: list[bool] = []
+    weakref.finalize(vendor.runtimes[-1], freed.append, True)
+    del caught
+    vendor.runtimes.clear()
+    gc.collect()
+    assert freed == []
+
+
 def test_plans_are_checked_before_tensorrt_sees_them() -> None:
     vendor, runtime = open_runtime()
     vendor.deserialized = None
     with pytest.raises(PlanError, match="cut off"):
-        runtime.deserialize(PLAN10[:-1] if len(PLAN10) > 32 else make_plan(body=b"12")[:-1])
-    with pytest.raises(VersionMismatchError, match=r"8\.6\.0\.12 does not run on tensorrt 10\.16\.1\.11 alone") as caught:
+        runtime.deserialize(make_plan(body=b"12")[:-1])
+    with pytest.raises(
+        VersionMismatchError, match=r"8\.6\.0\.12 does not run on tensorrt 10\.16\.1\.11 alone"
+    ) as caught:
         runtime.deserialize(PLAN8)
     assert (caught.value.plan, caught.value.runtime) == ("tensorrt 8.6.0.12", "tensorrt 10.16.1.11")
     with pytest.raises(VersionMismatchError, match="open the plan with tensorrt_rtx"):

@@ -123,7 +123,7 @@ class Rig:
         for info in engine.io_tensors:
             if info.mode is not TensorMode.INPUT:
                 continue
-            array = np.ascontiguousarray(inputs[info.name])
+            array = np.asarray(inputs[info.name], order="C")  # ascontiguousarray would make scalars one-dimensional
             if info.location is TensorLocation.HOST:
                 self.stack.callback(array.fill, 0)  # keeps the array alive
                 context.set_tensor_address(info.name, array.ctypes.data)

@@ -42,8 +42,10 @@ def test_named_dimensions_must_agree(rig, models):
     assert "Dimensions with name N must be equal: x has 2, w has 3" in text
 
 
-def test_question_marks_tie_nothing(rig, models):
-    plan = rig.build(models.relu(["?", "?"]), {"x": ShapeRange((1, 4), (2, 4), (8, 4))})
+def test_question_marks_are_a_name_like_any_other(rig, models):
+    text = refusal(rig, models.relu(["?", "?"]), {"x": ShapeRange((1, 4), (2, 4), (8, 4))})
+    assert "Dimensions with name ? must be equal: x has 2, x has 4" in text
+    plan = rig.build(models.relu(["?", "?"]), {"x": ShapeRange((1, 1), (2, 2), (8, 4))})
     assert PlanPayload.from_bytes(plan).num_profiles == 1
 
 

@@ -117,3 +117,20 @@ def test_a_backend_that_cannot_build_cannot_be_joined():
     real._info = dataclasses.replace(real.info, can_build=False)
     with pytest.raises(BuilderError, match="cannot build"):
         JoinedBackend(real)
+
+
+def test_with_the_real_builder(models):
+    """NVIDIA's own parser and builder, which need no GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    from trtx_py.backends.registry import resolve_backend
+
+    joined = JoinedBackend(resolve_backend("tensorrt_rtx", need="build"))
+    payload = PlanPayload.from_bytes(build(joined, models.relu(), BuildOptions(profiles=(N4,))))
+    assert payload.compute_capabilities == ("8.9",)
+    assert payload.tensors[0].ranges == (N4["x"],)
+    assert payload.real_plan is not None
+    assert payload.real_plan["bytes"] > 10_000
+    with pytest.raises(ParserError) as caught:
+        build(joined, models.relu().replace(b"Relu", b"Rela"), BuildOptions(profiles=(N4,)))
+    assert [issue.operator for issue in caught.value.issues] == ["Rela"]
+    joined.mock.assert_clean()

@@ -160,6 +160,26 @@ def test_shape_tensor_through_other_nodes_and_not_through_shape(rig, models):
     assert hosts(rig.parse(model)) == {"s"}
 
 
+def test_axes_must_be_constant(rig, models):
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axes"], ["a"], name="sum"),
+        helper.make_node("ReduceSum", ["x", "fixed"], ["b"]),
+    ]
+    model = models.make(
+        nodes, [("x", "FLOAT", [2, 2]), ("axes", "INT64", [1])], [("a", "FLOAT", [1, "n"]), ("b", "FLOAT", [1, 2])],
+        weights={"fixed": np.array([0], np.int64)},
+    )  # fmt: skip
+    (issue,) = issues_of(rig, model)
+    assert (issue.node, "'axes' must resolve to a build-time constant" in issue.reason) == ("sum", True)
+
+
+def test_strict_inference_does_not_reject_functions(rig, models):
+    node = helper.make_node("MeanVarianceNormalization", ["x"], ["y"])
+    context = rig.ready(models.make([node], [("x", "FLOAT", [1, 1, 2, 2])], [("y", "FLOAT", [1, 1, 2, 2])]))
+    y = rig.run(context, x=np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 2, 2))["y"]
+    np.testing.assert_allclose(y.mean(), 0, atol=1e-6)
+
+
 def test_float_shape_tensor_is_refused(rig, models):
     node = helper.make_node("Resize", ["x", "", "scales"], ["y"])
     model = models.make(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mock_backend._dtypes import from_bytes, to_bytes
+from tests.gpu.kit import Kit
 from trtx_py._types import DataType, ShapeRange
 
 KIT = pathlib.Path(os.environ.get("TRTX_GPU_KIT", "/work/shared/gpu-kit"))
@@ -48,7 +49,7 @@ def test_kit(rig, case, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(KIT), *sys.path])
     kit: Any = importlib.import_module("cases")
 
-    model = (KIT / "onnx" / f"{case['model']}.onnx").read_bytes()
+    model = Kit(KIT).model(case["engine"])
     profile = {name: ShapeRange(*limits) for name, limits in RANGES.get(case["model"], {}).items()}
     context = rig.ready(model, *([profile] if profile else []))
     outputs = rig.run(context, **kit.make_inputs(case))

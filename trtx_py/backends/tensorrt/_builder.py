@@ -8,7 +8,7 @@ from typing import Any
 from ..._errors import BuilderError, InvalidArgumentError
 from ..._types import BuildOptions, Severity
 from ..protocols import BuildProgress, LogSink
-from ._guards import alive
+from ._guards import alive, created
 from ._log_router import Operation
 from ._network import Network
 from ._options import apply_options
@@ -44,7 +44,7 @@ class Builder:
         self._building = threading.Lock()
         with vendor.router.operation(log) as operation:
             handle: Any = vendor.module.Builder(vendor.logger)
-            if not handle:
+            if not created(handle, operation):
                 raise BuilderError(f"{vendor.title} could not create a builder", tensorrt_log=operation.lines)
         self._handle: Any = handle
         vendor.router.open(log)

@@ -93,7 +93,9 @@ class Engine:
 
     def _can(self, method: str) -> bool:
         """This version has the method, and the library behind it knows it too."""
-        return hasattr(self._handle, method) and not (self._old_lean and method in NEWER_THAN_LEAN_8)
+        if self._old_lean and method in NEWER_THAN_LEAN_8:
+            return False  # before hasattr, which would call a property
+        return hasattr(self._handle, method)
 
     def _describe(self, name: str) -> TensorInfo:
         engine = self._handle

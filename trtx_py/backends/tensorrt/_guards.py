@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NoReturn, TypeVar
 
 from ..._errors import ClosedError, EngineError, InvalidArgumentError, ShapeError
 from ..._types import DataType, Shape, TensorLocation
+from ._log_router import Operation
 
 T = TypeVar("T")
 
@@ -18,6 +20,19 @@ def alive(handle: T | None, what: str) -> T:
     if handle is None:
         raise ClosedError(f"the {what} is destroyed; nothing can be asked of it any more")
     return handle
+
+
+def created(handle: Any, operation: Operation) -> bool:
+    """Whether a vendor's constructor made something, going by the log too.
+
+    Where createInferRuntime or createInferBuilder fail, the bindings wrap a null pointer in an object that looks alive
+    and ends the process on its first use, destruction included (10.16 without a driver, measured). Such an object is
+    therefore never freed.
+    """
+    if operation.errors == 0:
+        return bool(handle)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+    return False
 
 
 def checked_shape(name: str, shape: Shape) -> Shape:

@@ -17,24 +17,28 @@ _log = logging.getLogger("trtx_py")
 
 
 class Operation:
-    """One call into TensorRT: lines logged by its thread go to its sink, errors and warnings are kept in ``lines``.
+    """One call into TensorRT: lines logged by its thread go to its sink, errors and warnings are kept in ``lines``,
+    and ``errors`` counts the errors.
 
     Lines from TensorRT's own threads cannot be told apart; they are kept if no other operation runs. What a sink or
     another callback raised that must not be swallowed (KeyboardInterrupt) is raised again on exit.
     """
 
-    __slots__ = ("_router", "failure", "lines", "sink")
+    __slots__ = ("_router", "errors", "failure", "lines", "sink")
 
     def __init__(self, router: LogRouter, sink: LogSink) -> None:
         self._router = router
         self.sink = sink
         self.lines: list[str] = []
+        self.errors = 0
         self.failure: BaseException | None = None
 
     def keep(self, severity: Severity, message: str) -> None:
         """Remember a line for the error that may follow."""
         if severity <= Severity.WARNING:
             self.lines.append(message)
+        if severity <= Severity.ERROR:
+            self.errors += 1
 
     def __enter__(self) -> Operation:
         self._router.push(self)

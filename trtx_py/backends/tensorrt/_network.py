@@ -8,7 +8,7 @@ from typing import Any
 from ..._errors import EngineError, ParserError, ParserIssue
 from ..._types import TensorInfo, TensorLocation, TensorMode
 from ..protocols import LogSink
-from ._guards import alive, data_type
+from ._guards import alive, created, data_type
 from ._vendor import Vendor
 
 #: protobuf cannot hold more in one message
@@ -45,6 +45,10 @@ class Network:
         with self._vendor.router.operation(self._log) as operation:
             try:
                 parser = self._vendor.module.OnnxParser(network, self._vendor.logger)
+                if not created(parser, operation):
+                    raise ParserError(
+                        f"{self._vendor.title} could not create an ONNX parser", tensorrt_log=operation.lines
+                    )
                 self._parser = parser
                 if directory is None:
                     parsed = parser.parse(model)
@@ -134,8 +138,12 @@ def _issue(error: Any) -> ParserIssue:
     index = ask("node")
     node = ask("node_name") or (f"#{index}" if isinstance(index, int) and index >= 0 else "")
     code = ask("code")
+    reason = str(ask("desc") or error)
+    if reason == "false":
+        # All that the checker of an operator without an importer says.
+        reason = f"the ONNX parser does not import this operator ({ask('func') or 'its check'}: false)"
     return ParserIssue(
-        reason=str(ask("desc") or error),
+        reason=reason,
         node=str(node),
         operator=str(ask("node_operator") or ""),
         code=str(getattr(code, "name", code) or ""),

@@ -9,7 +9,7 @@ from .._flavours import lean_library_refusal, plan_fits
 from .._raw_plan import RawPlanHeader, find_host_code, read_raw_plan_header
 from ..protocols import LogSink
 from ._engine import Engine
-from ._guards import alive
+from ._guards import alive, created
 from ._lean import lean_library_version
 from ._vendor import Vendor
 
@@ -49,8 +49,10 @@ class Runtime:
         self._handle: Any = None
         with vendor.router.operation(log) as operation:
             handle: Any = vendor.module.Runtime(vendor.logger)
-            if not handle:
-                raise EngineError(f"{vendor.title} could not create a runtime", tensorrt_log=operation.lines)
+            if not created(handle, operation):
+                raise EngineError(
+                    f"{vendor.title} could not create a runtime on {device_text}", tensorrt_log=operation.lines
+                )
             _allow_host_code(vendor, handle, allow_host_code)
             if lean_library is not None:
                 # The lean runtime's code belongs to the outer one, which must outlive it.
