@@ -1,4 +1,4 @@
-"""Only the type checkers run this: what a user writes must check, and have the types that the documentation promises."""
+"""Only the type checkers run this: what a user writes must check, with the types that the documentation promises."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def by_hand(model: bytes) -> trtx.Plan:
                 index: int = config.add_optimization_profile(profile)
             print(index)
             plan = await builder.build_serialized_network(network, config)
-            return builder.build_serialized_network_sync(network, config) if not plan else plan
+            return plan if plan else builder.build_serialized_network_sync(network, config)
 
 
 async def bare_level(plan: trtx.Plan) -> npt.NDArray[Any]:
