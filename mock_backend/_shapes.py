@@ -139,8 +139,10 @@ class ShapeResolver:
                 )
             results[output.name] = tuple(d if isinstance(d, int) else -1 for d in dims)
         holes = [n for n, shape in results.items() if -1 in shape and n not in self._dependent]
-        # zeros may take another branch, or another number of turns, than the inputs will
-        if holes and complete and self._numerics is not None and not self._branches:
+        # Zeros may take another branch, or another number of turns, than the inputs will.
+        if complete and self._numerics is not None and not self._branches and (holes or values):
+            # With shape tensors this is also the check that their values make sense (a Reshape of 6 elements to 4 x 4),
+            # which TensorRT makes before it enqueues anything and shape inference does not make at all.
             ran = self._dry_run(shapes, values)
             results.update({name: ran[name] for name in holes})
         return results

@@ -199,6 +199,35 @@ async def test_many_acloses_at_once_release_once(mock_backend: MockBackend, monk
     await tree.device.aclose()
 
 
+async def test_overlapping_acloses_wait_for_one_another(
+    mock_backend: MockBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one thread destroys a child, another that closes its owner neither repeats that nor goes on without it."""
+    log = record_destruction(mock_backend, monkeypatch)
+    runtime = trtx.Runtime(None, mock_backend)
+    engine = runtime.deserialize_sync(shared_plan())
+    entered, go_on = threading.Event(), threading.Event()
+    release = engine._handle.release
+    assert release is not None
+
+    def held() -> None:
+        entered.set()
+        assert go_on.wait(30)
+        release()
+
+    engine._handle.release = held
+    child = asyncio.create_task(engine.aclose())
+    assert await asyncio.to_thread(entered.wait, 30)
+    reached = threading.Event()
+    runtime._handle.drain = reached.set  # the last thing before the parent's thread comes to the child
+    parent = asyncio.create_task(runtime.aclose())
+    assert await asyncio.to_thread(reached.wait, 30)
+    assert log == []
+    go_on.set()
+    await asyncio.gather(child, parent)
+    assert log == ["engine", "runtime", "cuDevicePrimaryCtxRelease"]
+
+
 def in_threads(count: int, function: Callable[[], Any]) -> list[Any]:
     """Results, or exceptions, of ``count`` threads that start at the same moment."""
     barrier, results = threading.Barrier(count), []

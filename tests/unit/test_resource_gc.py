@@ -153,6 +153,23 @@ def test_lent_buffer_in_a_cycle_with_its_context(mock_backend: MockBackend, monk
         assert log.index("execution context") < log.index("cuMemFree")
 
 
+def test_collected_object_that_is_lent_goes_when_the_loan_ends(mock_backend: MockBackend) -> None:
+    """Even if the borrower did not keep the object: what it stands for is still in use."""
+    with trtx.Device(0, backend=mock_backend) as device, device.create_event() as borrower:
+        buffer: Any = device.allocate(64)
+        loan = buffer._handle.lend("somebody", borrower._handle)
+        texts: list[str] = []
+        with told(texts):
+            del buffer
+            gc.collect()
+            assert "DeviceBuffer" in [item.kind for item in trtx.live_objects()]
+            assert mock_backend.calls["cuMemFree"] == 0
+            loan.end()
+            assert "DeviceBuffer" not in [item.kind for item in trtx.live_objects()]
+        assert mock_backend.calls["cuMemFree"] == 1
+        assert len(texts) == 1
+
+
 def test_borrowed_owner_lives_until_the_stream_is_done(mock_backend: MockBackend) -> None:
     class Foreign:
         """Stands for a torch stream."""
