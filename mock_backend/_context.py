@@ -17,14 +17,13 @@ from ._arena import ALIGNMENT
 from ._dtypes import from_bytes, tensor_dims, to_bytes
 from ._faults import EXECUTE
 from ._seam import LiveObject, Seam
-from ._stream import DeviceFaultError, Moment
+from ._stream import DeviceFaultError, KernelError, Moment
 
 if TYPE_CHECKING:
     from ._engine import MockEngine
 
 __all__ = ["MockContext"]
 
-_LAUNCH_FAILED = 719
 _ENQUEUE = "IExecutionContext::enqueueV3"
 
 
@@ -204,6 +203,9 @@ class MockContext(LiveObject):
         self._last = self._launch(stream, lambda: results.update(self._compute(inputs, values, shapes)))
         self._last.stream.wait(self._last.sequence)
         self._on_device(self._engine.device, _ENQUEUE, _execution_error)
+        failure = self._last.stream.failure(self._last.sequence, clear=True)
+        if failure is not None:
+            raise self._refuse(failure)
         found = {name: array.shape for name, array in results.items()}
         targets = {name: self._place(name, shape) for name, shape in found.items()}
 
@@ -243,13 +245,14 @@ class MockContext(LiveObject):
         try:
             return self._engine.numerics.run(feeds)
         except Exception as error:  # the runners' exceptions share no base
-            raise DeviceFaultError(_LAUNCH_FAILED, f"kernel of {self} failed: {error}") from error
+            # a GPU reads and writes what it finds where values make no sense; it does not lose its context over them
+            raise KernelError(f"kernel of {self} cannot compute these values: {error}") from error
 
     def _write(self, name: str, address: int, nbytes: int, array: Array) -> None:
         data = to_bytes(array, self._outputs[name].dtype)
         if data.size != nbytes:
-            raise DeviceFaultError(
-                _LAUNCH_FAILED, f"output {name!r} has {data.size} bytes, and {nbytes} were expected from its shape"
+            raise KernelError(
+                f"kernel of {self}: output {name!r} has {data.size} bytes, and {nbytes} were expected from its shape"
             )
         view = self._seam.driver.device_view(address, nbytes, f"kernel of {self}, output {name!r}") if nbytes else None
         if view is not None:

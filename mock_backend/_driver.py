@@ -256,8 +256,10 @@ class MockDriver(DriverCore):
 
     @driver_call()
     def cuStreamSynchronize(self, stream: int) -> None:
-        self._await(self._stream(stream, "cuStreamSynchronize").last)
+        moment = self._stream(stream, "cuStreamSynchronize").last
+        self._await(moment)
         self.require_healthy("cuStreamSynchronize")
+        self._require_results(moment, "cuStreamSynchronize", clear=True)
 
     @driver_call()
     def cuStreamQuery(self, stream: int) -> int:
@@ -266,6 +268,7 @@ class MockDriver(DriverCore):
         if not moment.reached:
             return _NOT_READY
         self.require_healthy("cuStreamQuery")
+        self._require_results(moment, "cuStreamQuery", clear=False)
         found.observe(moment.sequence)
         return 0
 
@@ -331,6 +334,7 @@ class MockDriver(DriverCore):
         if not record.moment.reached:
             return _NOT_READY
         self.require_healthy("cuEventQuery")
+        self._require_results(record.moment, "cuEventQuery", clear=False)
         record.moment.stream.observe(record.moment.sequence)
         return 0
 
@@ -340,6 +344,7 @@ class MockDriver(DriverCore):
         if record is not None:
             self._await(record.moment)
             self.require_healthy("cuEventSynchronize")
+            self._require_results(record.moment, "cuEventSynchronize", clear=True)
 
     @driver_call()
     def cuEventElapsedTime(self, start: int, end: int) -> float:

@@ -239,6 +239,16 @@ class DriverCore:
         moment.stream.wait(moment.sequence)
         moment.stream.observe(moment.sequence)
 
+    def _require_results(self, moment: Moment, call: str, *, clear: bool) -> None:
+        """CudaError 1 if a kernel up to ``moment`` could not compute; once, if ``clear``.
+
+        Not sticky, because no GPU would lose its context over values. Queries leave it for the synchronization to
+        come: who only looks whether a stream is busy must not take the error from the one who waits for the result.
+        """
+        failure = moment.stream.failure(moment.sequence, clear=clear)
+        if failure is not None:
+            raise cuda_error(_INVALID_VALUE, call, failure)
+
     def _check_device(self, address: int, nbytes: int, call: str) -> None:
         if nbytes < 0:
             raise cuda_error(_INVALID_VALUE, call, f"{nbytes} bytes")

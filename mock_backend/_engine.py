@@ -123,12 +123,18 @@ class MockEngine(LiveObject):
         self._device = device
         self.settings = settings
         model = onnx.ModelProto()
-        model.ParseFromString(payload.model)
-        self.dims_model = model
-        self.numerics = Numerics(model, payload.tensors, threads=settings.threads)
-        self.shapes = ShapeResolver(model, payload.tensors, self.numerics)
-        self._weights = _weight_bytes(model)
-        self._activations = tuple(self._estimate(index) for index in range(payload.num_profiles))
+        try:
+            model.ParseFromString(payload.model)
+            self.dims_model = model
+            self.numerics = Numerics(model, payload.tensors, threads=settings.threads)
+            self.shapes = ShapeResolver(model, payload.tensors, self.numerics)
+            self._weights = _weight_bytes(model)
+            self._activations = tuple(self._estimate(index) for index in range(payload.num_profiles))
+        except Exception as error:  # onnx and protobuf raise what they happen to meet in a model nobody checked
+            text = f"the model inside the plan {payload.name!r} is damaged: {type(error).__name__}: {error}"
+            raise seam.refuse(
+                "IRuntime::deserializeCudaEngine", text, _engine_error, code="1: Serialization"
+            ) from error
         self._lock = threading.Lock()
         self._profile_holders: dict[int, MockContext] = {}
         self._has_had_context = False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from trtx_py._errors import BuilderError, ParserError, ParserIssue
+from trtx_py._errors import BuilderError, ParserError, ParserIssue, TrtxError
 from trtx_py._types import Severity, TensorInfo, TensorLocation, TensorMode
 
 from ._dtypes import Dim, onnx_type_name, tensor_dims, trt_type
-from ._graph import all_nodes, operands_not_constant, shape_tensors, without_weights
+from ._graph import all_nodes, operands_not_constant, shape_tensors, weight_tensors, without_weights
 from ._operators import SUPPORTED, TABLE_VERSION
 from ._seam import LiveObject, Seam
 from ._shapes import infer
@@ -24,12 +27,41 @@ _CODE_NODE = "INVALID_NODE"
 _CODE_GRAPH = "INVALID_GRAPH"
 _CODE_UNSUPPORTED = "UNSUPPORTED_NODE"
 
+#: Limits of tensorrt-rtx 1.7, measured: 2**40 elements pass and 2**41 do not, 9 dimensions do not.
+_MAX_RANK = 8
+_MAX_DIMENSION = 2**31 - 1
+_MAX_ELEMENTS = 2**40
+
 
 def declared_dims(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
     """Dimensions of every graph input that is not a weight: numbers, names, or None for a nameless one."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = (value for value in model.graph.input if value.name not in weights)
     return {value.name: tensor_dims(value.type.tensor_type) or () for value in inputs}
+
+
+def _too_large(dims: Iterable[Dim]) -> str:
+    """Why TensorRT cannot have a tensor of these dimensions; empty if it can. Dynamic ones count as 1."""
+    sizes = [dim if isinstance(dim, int) else 1 for dim in dims]
+    if len(sizes) > _MAX_RANK:
+        return f"has {len(sizes)} dimensions, and TensorRT takes {_MAX_RANK}"
+    if max(sizes, default=0) > _MAX_DIMENSION:
+        return f"has a dimension of {max(sizes)}, and TensorRT takes {_MAX_DIMENSION}"
+    if math.prod(sizes) > _MAX_ELEMENTS:
+        return f"has {math.prod(sizes)} elements, and TensorRT takes {_MAX_ELEMENTS}"
+    return ""
+
+
+def _require_text(parsed: onnx.ModelProto) -> None:
+    """ValueError for a name that is not UTF-8: protobuf hands that out as bytes, or raises, by implementation."""
+    graph = parsed.graph
+    names: list[object] = [v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)]
+    for node in (*all_nodes(graph.node), *(n for f in parsed.functions for n in all_nodes(f.node))):
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+    damaged = next((name for name in names if not isinstance(name, str)), None)
+    if damaged is not None:
+        raise ValueError(f"the name {damaged!r} is not UTF-8")
 
 
 def _is_function(operator: str) -> bool:
@@ -41,8 +73,10 @@ def _is_function(operator: str) -> bool:
 class MockNetwork(LiveObject):
     """BackendNetwork: one parsed ONNX model.
 
-    Stricter than tensorrt-rtx 1.7 in two places: onnx's own checker must accept the model, and a tensor of unknown
-    rank is refused (the real parser takes it for a scalar without a word).
+    Stricter than tensorrt-rtx 1.7 where that goes on with something else than the model says: onnx's own checker must
+    accept the model; a tensor of unknown rank (taken for a scalar), an output that is also an input (the input gets
+    another name), a declared output type that contradicts the nodes (ignored) and a dimension over 2**31 - 1 (may be
+    cut to its low bits) are refused.
 
     Args:
         operators: "tensorrt" for the operators that the real parser imports, "any" for all that can be computed.
@@ -82,8 +116,23 @@ class MockNetwork(LiveObject):
         self._seam.enter("parse_onnx", lambda text, log: ParserError(text, tensorrt_log=log))
         if self._model is not None:
             raise ParserError("a network takes one model; create another network for the next")
-        parsed = self._load(model, directory)
-        issues = self._check_tensors(parsed)
+        try:
+            parsed = self._load(model, directory)
+            tensors = self._checked(parsed)
+        except TrtxError:
+            raise
+        except Exception as error:
+            # names that are not UTF-8, enumerators that do not exist: onnx and protobuf raise what they happen to meet
+            reason = f"the model is damaged: onnx met {type(error).__name__}: {error}"
+            raise self._failure([ParserIssue(reason, code=_CODE_GRAPH)]) from error
+        self._tensors = tensors
+        self._model = parsed
+
+    def _checked(self, parsed: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+        """The I/O of a model that passes every check. Raises ParserError with what the first failing ones found."""
+        _require_text(parsed)
+        issues = self._check_weights(parsed)
+        issues += self._check_tensors(parsed)
         issues += self._check_operators(parsed)
         issues = issues or self._check_graph(parsed)
         issues = issues or self._check_shape_tensors(parsed)
@@ -91,8 +140,7 @@ class MockNetwork(LiveObject):
         issues = issues or self._check_types(parsed)
         if issues:
             raise self._failure(issues)
-        self._tensors = self._describe(parsed)
-        self._model = parsed
+        return self._describe(parsed)
 
     def _load(self, data: bytes, directory: str | None) -> onnx.ModelProto:
         import onnx
@@ -125,10 +173,31 @@ class MockNetwork(LiveObject):
         if outside and directory is not None:
             onnx.load_external_data_for_model(parsed, directory)
 
+    def _check_weights(self, parsed: onnx.ModelProto) -> list[ParserIssue]:
+        import onnx
+
+        names = Counter(tensor.name for tensor in parsed.graph.initializer)
+        issues = [
+            ParserIssue(f"Failed to import initializer: ONNX graph has duplicate tensor name: {name}", code=_CODE_GRAPH)
+            for name, count in names.items()
+            if count > 1
+        ]
+        for tensor in weight_tensors(parsed.graph):
+            reason = _too_large(tensor.dims)
+            if tensor.data_type not in onnx.TensorProto.DataType.values() or not tensor.data_type:
+                reason = f"has element type {tensor.data_type}, which ONNX does not define"
+            if reason:
+                issues.append(ParserIssue(f"Failed to import initializer: {tensor.name!r} {reason}", code=_CODE_GRAPH))
+        return issues
+
     def _check_tensors(self, parsed: onnx.ModelProto) -> list[ParserIssue]:
         weights = {tensor.name for tensor in parsed.graph.initializer}
         issues = []
         inputs = [value for value in parsed.graph.input if value.name not in weights]
+        names = Counter(value.name for value in [*inputs, *parsed.graph.output])
+        for name in [name for name, count in names.items() if count > 1]:
+            reason = f"{name!r} is more than one of the inputs and outputs; put an Identity between, with another name"
+            issues.append(ParserIssue(reason, code=_CODE_GRAPH))
         for role, value in [*(("input", v) for v in inputs), *(("output", v) for v in parsed.graph.output)]:
             kind = value.type.WhichOneof("value")
             if kind is not None and kind != "tensor_type":
@@ -144,6 +213,9 @@ class MockNetwork(LiveObject):
             elif role == "input" and tensor_dims(value.type.tensor_type) is None:
                 reason = f"input {value.name!r} has no rank; declare its shape, with names for dynamic dimensions"
                 issues.append(ParserIssue(reason, code=_CODE_GRAPH))
+            reason = _too_large(tensor_dims(value.type.tensor_type) or ())
+            if reason:
+                issues.append(ParserIssue(f"{role} {value.name!r} {reason}", code=_CODE_UNSUPPORTED))
         return issues
 
     def _check_operators(self, parsed: onnx.ModelProto) -> list[ParserIssue]:
@@ -244,8 +316,18 @@ class MockNetwork(LiveObject):
         types = {value.name: value.type.tensor_type for value in [*parsed.graph.input, *parsed.graph.output]}
         light = without_weights(parsed)
         for output in light.graph.output:
-            output.type.tensor_type.ClearField("shape")
-        inferred = {value.name: value.type.tensor_type for value in infer(light).graph.output}
+            output.ClearField("type")
+        known_types = infer(light).graph
+        if self._operators != "any":
+            ranks = ((v.name, len(v.type.tensor_type.shape.dim)) for v in known_types.value_info)
+            issues = [
+                ParserIssue(f"{name!r} has {rank} dimensions, and TensorRT takes {_MAX_RANK}", code=_CODE_NODE)
+                for name, rank in ranks
+                if rank > _MAX_RANK
+            ]
+            if issues:
+                raise self._failure(issues)
+        inferred = {value.name: value.type.tensor_type for value in known_types.output}
         tensors = []
         for name, dims in inputs.items():
             dtype = trt_type(types[name].elem_type)
@@ -259,6 +341,10 @@ class MockNetwork(LiveObject):
             tensors.append(TensorInfo(name, TensorMode.INPUT, dtype, shape, location, host))
         for value in parsed.graph.output:
             found, declared = inferred[value.name], types[value.name]
+            if found.elem_type and declared.elem_type and found.elem_type != declared.elem_type:
+                said, made = onnx_type_name(declared.elem_type), onnx_type_name(found.elem_type)
+                reason = f"output {value.name!r} is declared {said}, but the nodes make {made} of it"
+                raise self._failure([ParserIssue(reason, code=_CODE_GRAPH)])
             dtype = trt_type(found.elem_type or declared.elem_type)
             dims_or_none = tensor_dims(found)
             known = tensor_dims(declared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,9 @@ class Numerics:
 def _load(model: onnx.ModelProto, threads: int) -> tuple[Any, str]:
     """A runner with ``run(names, feeds)`` and the name of what is behind it."""
     try:
+        # From 1.31 on it keeps telemetry in the user's home, to be sent to its vendor, unless this is set before it is
+        # imported. A test double must do neither.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
     except ImportError:
         onnxruntime = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ._clock import Clock
 
-__all__ = ["DeviceFaultError", "Event", "Moment", "Stream"]
+__all__ = ["DeviceFaultError", "Event", "KernelError", "Moment", "Stream"]
 
 
 class DeviceFaultError(Exception):
@@ -23,6 +23,10 @@ class DeviceFaultError(Exception):
         super().__init__(detail)
         self.code = code
         self.detail = detail
+
+
+class KernelError(Exception):
+    """A kernel cannot compute its outputs from the values it was given; stream and context stay usable."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Stream:
         self._on_fault = on_fault
         self._failed = failed
         self._enqueued = 0
+        self._failures: list[tuple[int, str]] = []
         self._queue: deque[_Operation] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -144,6 +149,18 @@ class Stream:
         with self._changed:
             self._changed.wait_for(lambda: self.completed >= sequence)
 
+    def failure(self, sequence: int, *, clear: bool) -> str | None:
+        """What the first failed kernel up to operation ``sequence`` said, None if all went well.
+
+        Args:
+            clear: forget the failures up to there: they have been reported.
+        """
+        with self._changed:
+            found = next((text for number, text in self._failures if number <= sequence), None)
+            if clear:
+                self._failures = [(number, text) for number, text in self._failures if number > sequence]
+            return found
+
     def observe(self, sequence: int) -> None:
         """The host knows that operation ``sequence``, and with it all before, is done."""
         with self._changed:
@@ -175,6 +192,9 @@ class Stream:
                     operation.run()
             except DeviceFaultError as fault:
                 self._on_fault(fault)
+            except KernelError as error:
+                with self._changed:
+                    self._failures.append((operation.sequence, str(error)))
             except Exception as error:
                 # a kernel that raises is a crashed kernel: 719 and an unusable context, never a dead queue thread
                 self._on_fault(DeviceFaultError(719, f"{type(error).__name__}: {error}"))

@@ -4,6 +4,9 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 
+# ONNX Runtime writes into the user's home and reports to its vendor unless it is told not to.
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
+
 say() { printf -- '--- %s\n' "$*"; }
 
 # usable_python PROGRAM [X.Y]: true if it runs and is CPython 3.10 or newer (or exactly X.Y).

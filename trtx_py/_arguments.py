@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
+import os
+import threading
 from collections.abc import Iterable
 from typing import Any
 
 from ._errors import InvalidArgumentError, ShapeError
 from ._types import Shape
 
-_MAX_DIM = 2**31 - 1  # nvinfer1::Dims held 32-bit dimensions until version 10, and no real tensor needs more
+MAX_DIM = 2**31 - 1  # nvinfer1::Dims held 32-bit dimensions until version 10, and no real tensor needs more
 _MAX_RANK = 8  # nvinfer1::Dims::MAX_DIMS
 
 
@@ -44,9 +47,37 @@ def checked_shape(value: Any, what: str, *, minimum: int = 0) -> Shape:
             number = operator.index(dim)
         except TypeError:
             raise ShapeError(f"{what} is {dims}: dimension {index} is {dim!r}; expected an integer") from None
-        if not minimum <= number <= _MAX_DIM:
-            raise ShapeError(f"{what} is {dims}: dimension {index} is {number}; expected {minimum} to {_MAX_DIM}")
+        if not minimum <= number <= MAX_DIM:
+            raise ShapeError(f"{what} is {dims}: dimension {index} is {number}; expected {minimum} to {MAX_DIM}")
         shape.append(number)
     if len(shape) > _MAX_RANK:
         raise ShapeError(f"{what} has {len(shape)} dimensions; TensorRT allows {_MAX_RANK}")
     return tuple(shape)
+
+
+def checked_path(value: Any, what: str, expected: str = "a path") -> str:
+    """``value`` as the text of a path; that it exists is not checked."""
+    try:
+        path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    except Exception as error:  # __fspath__ is the caller's code
+        raise InvalidArgumentError(f"{what} is a {type(value).__name__} that gives no path: {error}") from error
+    if not isinstance(path, str):
+        found = type(value).__name__ + ("" if path is None else f" of {type(path).__name__}")
+        raise InvalidArgumentError(f"{what} is {found}; expected {expected} (a string or a Path)")
+    if "\0" in path:
+        raise InvalidArgumentError(f"{what} {path!r} contains a null character; no file can have that name")
+    return path
+
+
+def checked_timeout(value: Any, what: str = "timeout_s") -> float | None:
+    """``value`` as seconds that a thread can wait, None for no limit."""
+    if value is None:
+        return None
+    expected = f"expected None (no limit) or seconds from 0 to {threading.TIMEOUT_MAX:.0f}"
+    try:
+        seconds = None if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except OverflowError:  # an int beyond every float
+        seconds = None
+    if seconds is None or not 0 <= seconds <= threading.TIMEOUT_MAX:  # NaN fails both comparisons
+        raise InvalidArgumentError(f"{what} is {value!r:.40}; {expected}")
+    return seconds

@@ -29,6 +29,10 @@ class _Progress:
     """Passes progress on and carries the wish to abort into the build."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
+        if on_progress is not None and not callable(on_progress):
+            raise InvalidArgumentError(
+                f"on_progress is {type(on_progress).__name__}; expected None or a function of (phase, step, steps)"
+            )
         self.aborted = threading.Event()
         self._on_progress = on_progress
         self._steps: dict[str, int] = {}
@@ -49,7 +53,8 @@ class Builder(Resource):
     """Parses models and builds plans, with one member of the TensorRT family or a stand-in for it.
 
     Args:
-        logger: receives TensorRT's lines; None makes one that lives as long as the builder.
+        logger: receives TensorRT's lines; None takes the default one of this process, which hands them to Python's
+            ``logging`` under "trtx_py.tensorrt" and needs no closing.
         backend: a name ("mock", "tensorrt", "tensorrt_rtx", "tensorrt_rtx+mock"), a backend object such as
             ``mock_backend.MockBackend(...)``, or None: TRTX_BACKEND, else the best installed TensorRT that can build.
         device: the GPU to build on, where there is one.
@@ -104,11 +109,12 @@ class Builder(Resource):
         Args:
             network: a parsed network of this builder.
             config: a config of this builder; its options are read when the build starts.
-            on_progress: called from the building thread with phase, step and number of steps.
+            on_progress: called from the building thread with phase, step and number of steps. An exception that it
+                raises aborts the build and is raised here.
 
         Raises:
             BuilderError: TensorRT could not build it; its own lines are in ``tensorrt_log``.
-            InvalidArgumentError: the network is empty or belongs to another builder.
+            InvalidArgumentError: the network is empty or belongs to another builder, or on_progress is no function.
             BorrowedError: this builder is building something else.
         Cancellation: the build is asked to stop at its next step and the cancellation is delivered once it has
             (TensorRT 8.6 cannot stop: there the build runs to its end first). No plan results.

@@ -35,6 +35,12 @@ def checked_range(name: Any, minimum: Any, optimum: Any, maximum: Any) -> ShapeR
     return ShapeRange(low, best, high)
 
 
+def _checked_flag(flag: Any) -> str:
+    if not (isinstance(flag, str) and flag.isidentifier()):
+        raise InvalidArgumentError(f'flag is {flag!r}; expected a name of nvinfer1::BuilderFlag such as "TF32"')
+    return flag.upper()
+
+
 class OptimizationProfile(Resource):
     """The shapes that an engine will serve. Made by ``builder.create_optimization_profile()``.
 
@@ -143,10 +149,16 @@ class BuilderConfig(Resource):
     @compute_capabilities.setter
     def compute_capabilities(self, value: Iterable[str]) -> None:
         self._handle.require_open()
-        wanted = (value,) if isinstance(value, str) else tuple(value)
+        given: Any = value
+        if not isinstance(given, Iterable):
+            raise InvalidArgumentError(
+                f'compute_capabilities is {value!r}; expected text for each GPU architecture such as ("8.9",)'
+            )
+        wanted: tuple[Any, ...] = (given,) if isinstance(given, str) else tuple(given)
         for capability in wanted:
-            parts = str(capability).split(".")
-            if len(parts) != 2 or not all(part.isdigit() for part in parts):
+            # Not str(capability): a float has lost the difference between 12.1 and 12.10.
+            parts = capability.split(".") if isinstance(capability, str) else []
+            if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
                 raise InvalidArgumentError(f'compute capability is {capability!r}; expected text such as "8.9"')
         self._compute_capabilities = wanted
 
@@ -192,15 +204,15 @@ class BuilderConfig(Resource):
         Whether the TensorRT at hand has it is known, and said, when the build starts.
         """
         self._handle.require_open()
-        name: object = flag
-        if not (isinstance(name, str) and name.isidentifier()):
-            raise InvalidArgumentError(f'flag is {flag!r}; expected a name of nvinfer1::BuilderFlag such as "TF32"')
-        self._flags.add(flag.upper())
+        self._flags.add(_checked_flag(flag))
 
     def clear_flag(self, flag: str) -> None:
         """Unset a builder flag; one that is not set is no error."""
         self._handle.require_open()
-        self._flags.discard(flag.upper())
+        name: object = flag
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f'flag is {flag!r}; expected a name of nvinfer1::BuilderFlag such as "TF32"')
+        self._flags.discard(name.upper())
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:
         """Add a copy of ``profile``; returns its index in the engine.

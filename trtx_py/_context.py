@@ -7,16 +7,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._arguments import checked_int, checked_shape
-from ._errors import BorrowedError, CudaError, ExecutionError, InvalidArgumentError, ShapeError
+from ._arguments import checked_int, checked_shape, checked_timeout
+from ._errors import BorrowedError, ExecutionError, InvalidArgumentError, ShapeError
 from ._execution import Execution
 from ._inputs import Arrays
 from ._lane import Lanes
 from ._request import Request
 from ._resource import Loan, Resource
 from ._types import Shape, TensorInfo, TensorLocation, TensorMode
-from .backends.protocols import CU_EVENT_DISABLE_TIMING, CUDA_SUCCESS, STICKY_CUDA_ERRORS
 from .cuda._buffer import DeviceBuffer, PinnedBuffer
+from .cuda._device import DeviceAccess, checked_peer
+from .cuda._mark import Mark
 from .cuda._stream import Stream
 
 if TYPE_CHECKING:
@@ -50,27 +51,21 @@ class ExecutionContext(Resource):
             with engine._runtime._logger.attaching(), access.current:
                 execution.open_context()
             lanes = Lanes(str(handle), 1, lambda: (execution, handle))
-            bare = _BareState()
+            bare = _BareState(access)
             context._engine, context._execution, context._lanes, context._bare = engine, execution, lanes, bare
-            driver = access.driver
 
             def busy() -> str | None:
-                in_flight = lanes.busy()
-                if in_flight is None and bare.enqueued_before:
-                    try:
-                        with access.current:
-                            in_flight = bare.busy(driver)
-                    except CudaError:
-                        return None  # drain() meets the same error and says so
-                return in_flight
+                return lanes.busy() or bare.busy()
 
             def drain() -> None:
                 lanes.drain()
-                try:
-                    with access.current:
-                        bare.finish(driver)
-                finally:
-                    bare.forget()  # whatever failed: cuMemFree waits for the device by itself
+                with (
+                    bare.lock
+                ):  # a call of the bare level in another thread: before this, or it finds the context closing
+                    try:
+                        bare.finish()
+                    finally:
+                        bare.forget()  # whatever failed: cuMemFree waits for the device by itself
 
             handle.stop, handle.drain, handle.busy = lanes.refuse, drain, busy
         return context
@@ -95,13 +90,14 @@ class ExecutionContext(Resource):
 
     def execute_sync(self, inputs: Mapping[str, Any], *, timeout_s: float | None = None) -> Arrays:
         """As ``execute``, blocking this thread; for threads, not for coroutines."""
-        return self._submit(inputs).wait_sync(timeout_s).outputs
+        timeout = checked_timeout(timeout_s)  # before anything is submitted
+        return self._submit(inputs).wait_sync(timeout).outputs
 
     def _submit(self, inputs: Mapping[str, Any]) -> Request:
         self._handle.require_open()
         arrays, profiles = self._engine._check(inputs)
-        with self._bare.lock, self._engine._runtime.device.current():
-            in_flight = self._bare.busy(self._engine._runtime.device._driver)
+        with self._bare.lock:
+            in_flight = self._bare.busy()
             if in_flight:
                 raise BorrowedError(f"{self._handle} cannot execute: {in_flight}; synchronize that stream first")
             self._bare.forget()
@@ -178,9 +174,9 @@ class ExecutionContext(Resource):
         """Say where a tensor lies.
 
         Args:
-            memory: a DeviceBuffer of the engine's device, which then cannot be closed before this context is or the
-                address is replaced; a PinnedBuffer for a shape tensor on the host; or a bare pointer as an integer,
-                for whose size and life the caller answers.
+            memory: a DeviceBuffer of the engine's device, which then cannot be closed before this context is, or before
+                the address is replaced and what was enqueued with it has finished; a PinnedBuffer for a shape tensor
+                on the host; or a bare pointer as an integer, for whose size and life the caller answers.
         Raises:
             InvalidArgumentError: no such tensor, null pointer, or memory of the wrong kind or device.
         Source: nvinfer1::IExecutionContext::setTensorAddress
@@ -190,26 +186,21 @@ class ExecutionContext(Resource):
         wanted = PinnedBuffer if tensor.location is TensorLocation.HOST else DeviceBuffer
         nbytes: int | None = None
         loan: Loan | None = None
+        lent: DeviceBuffer | PinnedBuffer | None = None
         if isinstance(memory, (DeviceBuffer, PinnedBuffer)):
             if not isinstance(memory, wanted):
                 raise InvalidArgumentError(
                     f"{name!r} lies on the {tensor.location.value}: expected a {wanted.__name__}, got {memory!r}"
                 )
-            if memory.device._access.driver is not self._engine._runtime.device._access.driver or (
-                memory.device.ordinal != self._engine._runtime.device.ordinal
-            ):
-                raise InvalidArgumentError(
-                    f"{memory!r} belongs to {memory.device!r}, the engine to {self._engine._runtime.device!r}; "
-                    "allocate it from runtime.device"
-                )
-            address, nbytes = memory.address, memory.nbytes
+            memory = checked_peer(memory, wanted, self._engine._runtime.device)
+            address, nbytes, lent = memory.address, memory.nbytes, memory
             loan = memory._handle.lend(f"{self._handle} as the address of {name!r}", self._handle, keep=memory)
         else:
             address = checked_int(memory, f"address of {name!r}", minimum=1)
         try:
             with self._idle():
                 self._execution.open_context().set_tensor_address(name, address)
-                self._bare.set_address(name, nbytes, loan)
+                self._bare.set_address(name, nbytes, lent, loan)
         except BaseException:
             if loan is not None:
                 loan.end()
@@ -225,17 +216,20 @@ class ExecutionContext(Resource):
         """
         device = self._engine._runtime.device
         if isinstance(stream, Stream):
-            if stream.device._access.driver is not device._access.driver or stream.device.ordinal != device.ordinal:
-                raise InvalidArgumentError(f"{stream!r} belongs to {stream.device!r}, the engine to {device!r}")
-            value = stream.handle
+            value = checked_peer(stream, Stream, device).handle
         else:
             value = checked_int(stream, "stream", minimum=0)
         with self._idle(), self._engine._runtime._logger.attaching():
             context = self._execution.open_context()
             for tensor in self._engine._tensors:
                 self._check_ready(tensor, context.get_tensor_shape(tensor.name))
-            context.execute_async_v3(value)
-            self._bare.enqueued(device._driver, value)
+            mark = self._bare.mark(value)  # before: an enqueue that nothing marks would be forgotten
+            try:
+                context.execute_async_v3(value)
+            except BaseException:
+                mark.disarm()
+                raise
+            mark.record(value)
 
     def _check_ready(self, tensor: TensorInfo, shape: Shape) -> None:
         if tensor.name not in self._bare.addresses:
@@ -265,7 +259,8 @@ class ExecutionContext(Resource):
     def _idle(self) -> Iterator[None]:
         """The bare level at work: open and not to be closed, the device current, no ``execute`` in flight."""
         with self._handle.lend("a call of the bare level"), self._bare.lock:
-            in_flight = self._lanes.busy()
+            self._handle.require_open()
+            in_flight = self._lanes.at_work()
             if in_flight:
                 raise BorrowedError(
                     f"{self._handle} is executing ({in_flight}); await that before using the bare level"
@@ -286,53 +281,55 @@ class ExecutionContext(Resource):
 class _BareState:
     """What the bare level has set: shapes, addresses with their sizes and loans, and what is still running."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: DeviceAccess) -> None:
         self.lock = threading.RLock()
         self.shapes: dict[str, Shape] = {}
         self.addresses: dict[str, int | None] = {}
-        self._loans: dict[str, Loan] = {}
-        self._event = 0
+        self._loans: dict[str, tuple[DeviceBuffer | PinnedBuffer, Loan]] = {}
+        self._access = access
+        self._marks: list[Mark] = []  # of all that was enqueued and is not known to be over
+        self._last: dict[int, Mark] = {}  # by stream: those that the next enqueue there may move on
 
-    @property
-    def enqueued_before(self) -> bool:
-        return self._event != 0
-
-    def set_address(self, name: str, nbytes: int | None, loan: Loan | None) -> None:
+    def set_address(
+        self, name: str, nbytes: int | None, memory: DeviceBuffer | PinnedBuffer | None, loan: Loan | None
+    ) -> None:
         self.addresses[name] = nbytes
         old = self._loans.pop(name, None)
-        if loan is not None:
-            self._loans[name] = loan
+        if memory is not None and loan is not None:
+            self._loans[name] = memory, loan
         if old is not None:
-            old.end()
+            before, ended = old
+            # What was enqueued uses the old memory to its end; what comes from now on does not, so the marks stay put.
+            before._uses.add(self._running())
+            self._last.clear()
+            ended.end()
 
-    def enqueued(self, driver: Any, stream: int) -> None:
-        if not self._event:
-            self._event = driver.cuEventCreate(CU_EVENT_DISABLE_TIMING)
-        driver.cuEventRecord(self._event, stream)
+    def mark(self, stream: int) -> Mark:
+        """The mark to record behind the next enqueue on ``stream``."""
+        self._marks = self._running()
+        mark = self._last.get(stream)
+        if mark is None or not mark.arm():
+            mark = self._last[stream] = Mark(self._access)
+            self._marks = [*self._marks, mark]  # one assignment: busy() is asked from other threads, without the lock
+        return mark
 
-    def busy(self, driver: Any) -> str | None:
-        try:
-            running = self._event and driver.cuEventQuery(self._event) != CUDA_SUCCESS
-        except CudaError:
-            return None  # the device failed: nothing runs on it any more
-        return "an inference of enqueue_v3 is not finished" if running else None
+    def _running(self) -> list[Mark]:
+        return [mark for mark in self._marks if not mark.over()]
 
-    def finish(self, driver: Any) -> None:
+    def busy(self) -> str | None:
+        return "an inference of enqueue_v3 is not finished" if self._running() else None
+
+    def finish(self) -> None:
         """Wait for what was enqueued."""
-        event, self._event = self._event, 0
-        try:
-            if event:
-                try:
-                    driver.cuEventSynchronize(event)
-                finally:
-                    driver.cuEventDestroy(event)
-        except CudaError as error:
-            if error.code not in STICKY_CUDA_ERRORS:  # a device that is lost has stopped
-                raise
+        marks, self._marks = self._marks, []
+        self._last.clear()
+        with contextlib.ExitStack() as stack:  # one that fails must not keep the others from being waited for
+            for mark in marks:
+                stack.callback(mark.wait)
 
     def forget(self) -> None:
         self.shapes.clear()
         self.addresses.clear()
         loans, self._loans = self._loans, {}
-        for loan in loans.values():
+        for _, loan in loans.values():
             loan.end()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import checked_int
+from ._arguments import checked_int, checked_timeout
 from ._context import ExecutionContext
 from ._errors import BorrowedError, EngineError, InvalidArgumentError
 from ._execution import Execution
@@ -255,7 +255,8 @@ class Engine(Resource):
         Raises:
             TimeoutError: no result within ``timeout_s`` seconds; the request was cancelled as ``infer`` would be.
         """
-        return self._submit(inputs, timed=False).wait_sync(timeout_s).outputs
+        timeout = checked_timeout(timeout_s)  # before anything is submitted
+        return self._submit(inputs, timed=False).wait_sync(timeout).outputs
 
     async def warmup(self, iterations: int = 10) -> None:
         """Run ``iterations`` inferences with zeros at the optimal shapes of each profile, one after another.

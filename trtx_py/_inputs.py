@@ -33,11 +33,20 @@ class InputCheck:
             raise InvalidArgumentError(
                 f"inputs is {type(inputs).__name__}; expected a mapping of tensor name to array: {self._expected()}"
             )
-        if inputs.keys() != self._names:
-            self._refuse_names(inputs)
+        try:
+            if inputs.keys() != self._names:
+                self._refuse_names(inputs)
+            given = {tensor.name: inputs[tensor.name] for tensor in self._inputs}
+        except InvalidArgumentError:
+            raise
+        except Exception as error:  # a mapping of the caller's own may raise anything
+            raise InvalidArgumentError(
+                f"inputs, a {type(inputs).__name__}, cannot be read ({type(error).__name__}: {error}); "
+                f"expected a mapping of tensor name to array: {self._expected()}"
+            ) from error
         arrays: Arrays = {}
         for tensor in self._inputs:
-            array = self._array(tensor, inputs[tensor.name])
+            array = self._array(tensor, given[tensor.name])
             self._check_static(tensor, array.shape)
             arrays[tensor.name] = array
         return arrays, self._admitting(arrays)
@@ -65,6 +74,12 @@ class InputCheck:
                 raise InvalidArgumentError(
                     f"input {tensor.name!r} is a {type(value).__name__} that cannot be read as a host array: {error}"
                 ) from error
+            if array.dtype.kind == "O" and not isinstance(value, np.ndarray):
+                # numpy wraps what it does not know, such as device memory, into an array of one object.
+                raise InvalidArgumentError(
+                    f"input {tensor.name!r} is a {type(value).__name__}, not a host array; copy device memory to the "
+                    "host first, or use context.set_tensor_address"
+                )
         if array.dtype != wanted:
             order = " in the other byte order" if array.dtype.newbyteorder("=") == wanted else ""
             raise DTypeError(

@@ -80,10 +80,23 @@ class Lanes:
         self._lanes.append(lane)
 
     def busy(self) -> str | None:
-        """What is in flight, or None. Takes no lock: whoever asks holds the lock of the ownership tree."""
-        running = sum(lane.running is not None for lane in list(self._lanes))
+        """What is in flight and waited for, or None. What was cancelled is nobody's any more: ``drain`` sees it out.
+
+        Takes no lock: whoever asks holds the lock of the ownership tree.
+        """
+        running = sum(not request.cancelled for request in self._running())
         waiting = sum(not request.cancelled for request in list(self._waiting))
         return f"{running} requests running, {waiting} waiting" if running or waiting else None
+
+    def at_work(self) -> str | None:
+        """What is in flight, or None: cancelled requests that run occupy the execution context too."""
+        running = len(self._running())
+        waiting = sum(not request.cancelled for request in list(self._waiting))
+        return f"{running} requests running, {waiting} waiting" if running or waiting else None
+
+    def _running(self) -> list[Request]:
+        found = [lane.running for lane in list(self._lanes)]
+        return [request for request in found if request is not None]
 
     def load(self) -> tuple[int, int, int, int]:
         """Requests waiting, requests running, lanes, execution contexts."""
@@ -223,7 +236,11 @@ class Lanes:
         return waiting
 
     def _death(self) -> ExecutionError:
-        error = ExecutionError(f"{self._name} is dead: its device failed ({self._dead}); close it and open another one")
+        # Closing this one alone does not help: engines beside it keep the primary context, and its error, alive.
+        error = ExecutionError(
+            f"{self._name} is dead: its device failed ({self._dead}) and stays broken in this process until everything "
+            "on it is closed; close every engine, runtime and Device on that device, then open another one"
+        )
         error.__cause__ = self._dead
         return error
 

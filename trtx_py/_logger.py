@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from ._arguments import checked_path
 from ._errors import InvalidArgumentError, TrtxError
 from ._resource import Handle, Resource, State
 from ._types import Severity
@@ -64,7 +65,7 @@ class Logger(Resource):
         name: name of the ``logging`` logger.
 
     Raises:
-        InvalidArgumentError: the file cannot be opened, or the handler is of no known kind.
+        InvalidArgumentError: the file cannot be opened, or handler, console or name is of no known kind.
 
     Source: nvinfer1::ILogger
     """
@@ -82,22 +83,29 @@ class Logger(Resource):
             raise InvalidArgumentError(
                 f"handler is {type(handler).__name__}; expected None, a logging.Handler or a function"
             )
+        given: object = console
+        if not isinstance(given, bool) and given is not None and not callable(getattr(given, "write", None)):
+            raise InvalidArgumentError(f"console is {console!r}; expected True, False or a text stream")
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"name is {name!r}; expected the name of a logging.Logger")
+        # A number is no path: open() would take over, and close, a descriptor that is the caller's.
+        path = None if file is None else checked_path(file, "log file")
         self._severity = _checked_severity(severity)
         self._handler = handler
         self._logging = logging.getLogger(name)
         self._lock = threading.Lock()
         self._collectors: list[_Collector] = []
         self._console: IO[str] | None = sys.stderr if console is True else (console or None)
-        self._colour = self._console is not None and self._console.isatty() and not os.environ.get("NO_COLOR")
+        self._colour = _is_terminal(self._console) and not os.environ.get("NO_COLOR")
         self._file: IO[str] | None = None
         self._broken: set[str] = set()
         with self._opening(None) as handle:
-            if file is not None:
+            if path is not None:
                 try:
-                    opened = open(file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by release
+                    opened = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by release
                 except OSError as error:
                     raise InvalidArgumentError(
-                        f"log file {os.fspath(file)!r} cannot be opened for appending: {error.strerror}; "
+                        f"log file {path!r} cannot be opened for appending: {error.strerror}; "
                         "give a path in a folder that exists and can be written"
                     ) from error
                 self._file = opened
@@ -114,7 +122,9 @@ class Logger(Resource):
 
     def log(self, severity: Severity, message: str) -> None:
         """Take one line, as TensorRT would give it. Never raises: a failing handler is reported once and skipped."""
-        message = message.rstrip()
+        # Whoever logs must not fail over it: a severity or message of another type is taken as well as it can be.
+        severity = _nearest_severity(severity)
+        message = _as_text(message).rstrip()
         if severity <= Severity.WARNING:
             self._collect(message)
         if severity > self._severity:
@@ -122,7 +132,8 @@ class Logger(Resource):
         self._guarded("handler", lambda: self._emit(severity, message))
         if self._file is not None or self._console is not None:
             now = datetime.datetime.now().isoformat(sep=" ", timespec="milliseconds")
-            line = f"{now} {severity.name:<14} {message}"
+            # Each line of a message gets the time, so that the file can be searched, sorted and merged by line.
+            line = "\n".join(f"{now} {severity.name:<14} {part}" for part in message.splitlines() or [""])
             # One by one: a full disk must not silence the terminal.
             self._guarded("file", lambda: self._write_file(line))
             self._guarded("console", lambda: self._write_console(severity, line))
@@ -239,6 +250,29 @@ def _checked_severity(value: Severity) -> Severity:
     except ValueError:
         known = ", ".join(f"Severity.{severity.name}" for severity in Severity)
         raise InvalidArgumentError(f"severity is {value!r}; expected one of {known}") from None
+
+
+def _nearest_severity(value: object) -> Severity:
+    try:
+        return Severity(value)  # type: ignore[arg-type]  # anything may come
+    except ValueError:
+        return Severity.ERROR
+
+
+def _as_text(message: object) -> str:
+    if isinstance(message, str):
+        return message
+    try:
+        return str(message)
+    except Exception as error:  # __str__ of a foreign object
+        return f"(a {type(message).__name__} whose text cannot be had: {type(error).__name__})"
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    try:
+        return bool(stream is not None and stream.isatty())
+    except (AttributeError, ValueError):  # a stand-in with write() only; a closed stream
+        return False
 
 
 _default: _DefaultLogger | None = None

@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ._arguments import MAX_DIM, checked_path
 from ._errors import InvalidArgumentError, ParserError
 
 if TYPE_CHECKING:
@@ -50,12 +51,10 @@ def load_onnx(source: str | os.PathLike[str] | bytes | bytearray | memoryview, w
     directory: str | None = None
     if isinstance(source, (bytes, bytearray, memoryview)):
         blob, name = bytes(source), "ONNX model (bytes)"
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
+    else:
+        name = checked_path(source, "ONNX source", "a path or bytes")
         blob = _read(name, "ONNX model")
         directory = os.path.dirname(os.path.abspath(name))
-    else:
-        raise InvalidArgumentError(f"ONNX source is {type(source).__name__}; expected a path or bytes")
     model = _decode(blob, name)
     external = [tensor for tensor in _all_tensors(model.graph) if _is_external(tensor)]
     if not external:
@@ -79,14 +78,109 @@ def _decode(blob: bytes, name: str) -> onnx.ModelProto:
     try:
         model = onnx.ModelProto()
         model.ParseFromString(blob)
-    except DecodeError as error:
+    except (DecodeError, UnicodeDecodeError) as error:  # protobuf in pure Python decodes text at once
         raise ParserError(
             f"{name} is not an ONNX model: {len(blob)} bytes that do not decode ({error}); "
             "export the model again, or copy it again if it was cut short"
         ) from error
     if not model.HasField("graph") or not model.opset_import:
         raise ParserError(f"{name} decodes, but has no graph or no opset: it is not an ONNX model, or was cut short")
+    _check_content(model, name)
     return model
+
+
+def _check_content(model: onnx.ModelProto, name: str) -> None:
+    """Refuse what decodes and still is no model: native parsers end the process over it, or change it silently."""
+    for message, where in _messages(model, "", name):
+        kind = message.DESCRIPTOR.name
+        if kind == "NodeProto":
+            label = f"{name}: node {message.name!r} ({where})"
+            if not message.op_type:
+                raise ParserError(f"{label} has no op_type; expected the name of an operator; export the model again")
+            if not any(message.output):
+                raise ParserError(
+                    f"{label}, operator {message.op_type}, has no outputs; expected one at least: "
+                    "export the model again"
+                )
+        elif kind == "TensorProto":
+            label = f"{name}: tensor {message.name!r} ({where})"
+            _check_element_type(message.data_type, label, required=True)
+            for dim in message.dims:
+                _check_dim(dim, label, minimum=0)
+        elif kind == "Tensor" and message.HasField("elem_type"):  # TypeProto.Tensor, the type of a value
+            _check_element_type(message.elem_type, f"{name}: {where}", required=False)
+        elif kind == "Dimension" and message.HasField("dim_value"):
+            _check_dim(message.dim_value, f"{name}: {where}", minimum=None)
+    for value in (*model.graph.input, *model.graph.output):
+        # Of values inside the graph the type is inferred, and exporters leave it out.
+        if value.type.HasField("tensor_type"):
+            label = f"{name}: {value.name!r}, an input or output of the graph,"
+            _check_element_type(value.type.tensor_type.elem_type, label, required=True)
+
+
+def _check_element_type(found: int, label: str, *, required: bool) -> None:
+    from onnx import TensorProto
+
+    if found not in TensorProto.DataType.values() or (required and found == TensorProto.UNDEFINED):
+        raise ParserError(
+            f"{label} has element type {found}; expected one of onnx.TensorProto.DataType"
+            f"{' other than UNDEFINED' if required else ''}: export the model again"
+        )
+
+
+def _check_dim(found: int, label: str, *, minimum: int | None) -> None:
+    # TensorRT's parser keeps the low bits of a larger one and builds an engine of another shape.
+    if found > MAX_DIM or (minimum is not None and found < minimum):
+        raise ParserError(
+            f"{label} has a dimension of {found}; expected at most {MAX_DIM}"
+            f"{'' if minimum is None else f' and at least {minimum}'}: "
+            "export the model with shapes that TensorRT can hold"
+        )
+
+
+def _messages(message: Any, where: str, name: str) -> Iterator[tuple[Any, str]]:
+    """``message`` and all messages inside it, each after its own text was found to be text."""
+    texts, parts = _fields(message)
+    for field in texts:
+        try:
+            text = getattr(message, field)
+            # Reading decodes it; some versions of protobuf give bytes instead of raising.
+            broken = any(not isinstance(part, str) for part in ([text] if isinstance(text, (str, bytes)) else text))
+        except UnicodeDecodeError:
+            broken = True
+        if broken:
+            raise ParserError(
+                f"{name}: {where + '.' if where else ''}{field} is not UTF-8 text, which ONNX expects; "
+                "the file is damaged: copy or export the model again"
+            )
+    yield message, where
+    for field, repeated in parts:
+        path = f"{where}.{field}" if where else field
+        if repeated:
+            for index, part in enumerate(getattr(message, field)):
+                yield from _messages(part, f"{path}[{index}]", name)
+        elif message.HasField(field):
+            yield from _messages(getattr(message, field), path, name)
+
+
+def _fields(message: Any) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
+    """Names of the fields that hold text, and of those that hold messages, the latter with "it is repeated".
+
+    Numbers and bytes, which is where weights lie, are not looked at: reading them would copy them.
+    """
+    descriptor = message.DESCRIPTOR
+    known = _FIELDS.get(descriptor.full_name)
+    if known is None:
+        fields = descriptor.fields
+        # Repeated fields are told by their default: the names for it differ between protobuf 3 and 7.
+        known = _FIELDS[descriptor.full_name] = (
+            tuple(f.name for f in fields if f.type == f.TYPE_STRING),
+            tuple((f.name, f.default_value == []) for f in fields if f.type == f.TYPE_MESSAGE),
+        )
+    return known
+
+
+_FIELDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]] = {}
 
 
 def _read(path: str, what: str) -> bytes:
@@ -132,9 +226,10 @@ class _Blobs:
         self._one: memoryview | None = None
         self._files: dict[str, memoryview] = {}
         if isinstance(weights, (bytes, bytearray, memoryview)):
-            self._one = memoryview(weights).cast("B")
+            view = memoryview(weights)
+            self._one = (view if view.c_contiguous else memoryview(bytes(view))).cast("B")
         elif weights is not None:
-            self._one = memoryview(_read(os.fspath(weights), "weights file"))
+            self._one = memoryview(_read(checked_path(weights, "weights", "a path or bytes"), "weights file"))
 
     def of(self, tensor: onnx.TensorProto) -> memoryview:
         if self._one is not None:

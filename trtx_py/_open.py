@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from ._aio import run_shielded
+from ._arguments import checked_path
 from ._builder import Builder
 from ._config import BuilderConfig
-from ._engine import Engine
+from ._engine import Engine, EngineOptions
 from ._errors import InvalidArgumentError
 from ._logger import Logger
 from ._network import Network
@@ -42,7 +43,8 @@ _BUILD_OPTIONS = frozenset(
         "weights",
     }
 )
-_LOAD_OPTIONS = frozenset({"lanes", "noncontiguous", "lean_library", "allow_host_code"})
+_SERVING_OPTIONS = frozenset({"lanes", "noncontiguous"})
+_LOAD_OPTIONS = _SERVING_OPTIONS | {"lean_library", "allow_host_code"}
 
 
 @asynccontextmanager
@@ -82,6 +84,9 @@ async def open_engine(
     if unknown:
         known = ", ".join(sorted(_BUILD_OPTIONS | _LOAD_OPTIONS))
         raise InvalidArgumentError(f"open_engine has no option {', '.join(sorted(unknown))}; it has {known}")
+    # Before anything is read or built, which takes minutes at times.
+    EngineOptions(**{key: options[key] for key in _SERVING_OPTIONS & options.keys()})
+    lean_library = await run_shielded(lambda: _checked_lean_library(options.get("lean_library")))
     content = await run_shielded(lambda: _read(source))
     load = {key: value for key, value in options.items() if key in _LOAD_OPTIONS}
     build = {key: value for key, value in options.items() if key in _BUILD_OPTIONS}
@@ -96,13 +101,13 @@ async def open_engine(
             chosen = await run_shielded(
                 lambda: resolve_backend(
                     backend, need="run", plan_flavour=plan.header.flavour, plan_version=plan.header.version,
-                    lean_library=load.get("lean_library"),
+                    lean_library=lean_library,
                 )
             )  # fmt: skip
         else:
-            chosen = await run_shielded(lambda: resolve_backend(backend, need="both"))
+            chosen = await run_shielded(lambda: resolve_backend(backend, need="both", lean_library=lean_library))
             plan = await _build(content, chosen, logger, device, profiles, precision, build)
-        serving = {key: load.pop(key) for key in ("lanes", "noncontiguous") if key in load}
+        serving = {key: load.pop(key) for key in _SERVING_OPTIONS & load.keys()}
         runtime = await _open(stack, lambda: Runtime(logger, chosen, device=device, **load))
         engine = await stack.enter_async_context(await runtime.deserialize(plan, **serving))
         yield engine
@@ -131,9 +136,7 @@ def _read(source: Source) -> Plan | bytes | str:
     if isinstance(source, (bytes, bytearray, memoryview)):
         blob = bytes(source)
         return Plan(blob) if looks_like_plan(blob) else blob
-    if not isinstance(source, (str, os.PathLike)):
-        raise InvalidArgumentError(f"source is {type(source).__name__}; expected a path, bytes or a Plan")
-    path = os.fspath(source)
+    path = checked_path(source, "source", "a path, bytes or a Plan")
     try:
         with open(path, "rb") as file:
             start = file.read(16)
@@ -154,7 +157,7 @@ async def _build(
 ) -> Plan:
     options = dict(build)
     weights: Weights | None = options.pop("weights", None)
-    flags = options.pop("flags", ())
+    flags = _checked_flags(options.pop("flags", ()))
     async with AsyncExitStack() as stack:
         builder = await _open(stack, lambda: Builder(logger, backend, device=device))
         network = builder.create_network()
@@ -169,6 +172,26 @@ async def _build(
         return await builder.build_serialized_network(network, config)
 
 
+def _checked_lean_library(path: Any) -> str | None:
+    if path is None:
+        return None
+    checked = checked_path(path, "lean_library")
+    if not os.path.isfile(checked):
+        raise InvalidArgumentError(
+            f"lean_library {checked!r} is not a file; expected the path of TensorRT's libnvinfer_lean"
+        )
+    return checked
+
+
+def _checked_flags(flags: Any) -> tuple[str, ...]:
+    """The names in ``flags``; one name alone is one flag, not as many as it has letters."""
+    if isinstance(flags, str):
+        return (flags,)
+    if not isinstance(flags, Iterable):
+        raise InvalidArgumentError(f'flags is {flags!r}; expected names of nvinfer1::BuilderFlag such as ("TF32",)')
+    return tuple(flags)
+
+
 def _add_profiles(builder: Builder, network: Network, config: BuilderConfig, profiles: Profiles | None) -> None:
     wanted: Sequence[Mapping[str, Any]]
     if profiles is None:
@@ -180,7 +203,7 @@ def _add_profiles(builder: Builder, network: Network, config: BuilderConfig, pro
         wanted = [{name: (limits.min, limits.opt, limits.max) for name, limits in ranges.items()}]
     elif not isinstance(profiles, (list, tuple)):
         raise InvalidArgumentError(
-            f"profiles is {type(profiles).__name__}; expected a list of mappings: [{'x': (min, opt, max)}]"
+            f"profiles is {type(profiles).__name__}; expected a list of mappings: [{{'x': (min, opt, max)}}]"
         )
     else:
         wanted = profiles

@@ -20,11 +20,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -37,6 +39,11 @@ FORMAT_VERSION = 1
 _PREFIX = struct.Struct("<8sIIQ32s")
 _SEALED = 24  # the part of the prefix that the checksum covers
 _MAX_HEADER = 16 << 20
+# Numbers of few digits: versions are compared as integers, and text of thousands of digits is no version.
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}([.+a-z][.+a-z0-9]{0,30})?")
+_CAPABILITY = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class PlanHeader:
         precision: the precision asked for, None for the model's own types.
         io_tensors: inputs and outputs as the network declared them, with the ranges of every profile.
         onnx_sha256: of the model with all its weights, as hexadecimal digits.
-        build_options: the rest of what the build was asked for.
+        build_options: the rest of what the build was asked for, read-only.
         version_compatible: later TensorRT versions may load it.
         host_code: it carries code for the CPU (the lean runtime of a version-compatible plan).
         is_raw: the plan came without our header.
@@ -62,10 +69,19 @@ class PlanHeader:
     precision: str | None = None
     io_tensors: tuple[TensorInfo, ...] = ()
     onnx_sha256: str = ""
-    build_options: Mapping[str, Any] = field(default_factory=dict)
+    build_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     version_compatible: bool | None = None
     host_code: bool | None = None
     is_raw: bool = False
+
+    def __post_init__(self) -> None:
+        # A copy: what is sealed into the plan and what this object says must not part.
+        object.__setattr__(self, "build_options", MappingProxyType(dict(self.build_options)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = [getattr(self, f.name) for f in fields(self)]
+        # A read-only view can be neither pickled nor copied.
+        return (PlanHeader, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values))
 
 
 class Plan(bytes):
@@ -244,16 +260,48 @@ def _tensor_to_map(tensor: TensorInfo) -> dict[str, Any]:
     }
 
 
-def _tensor_from_map(fields: Mapping[str, Any]) -> TensorInfo:
+def _tensor_from_map(found: Any) -> TensorInfo:
+    tensor = _checked(found, "an I/O tensor", dict)
+    name = _checked(tensor["name"], "the name of an I/O tensor", str)
+    ranges = _checked(tensor["ranges"], f"ranges of {name!r}", list)
     return TensorInfo(
-        name=fields["name"],
-        mode=TensorMode(fields["mode"]),
-        dtype=DataType(fields["dtype"]),
-        shape=tuple(int(n) for n in fields["shape"]),
-        location=TensorLocation(fields["location"]),
-        is_shape_tensor=bool(fields["is_shape_tensor"]),
-        ranges=tuple(ShapeRange(*(tuple(int(n) for n in shape) for shape in limits)) for limits in fields["ranges"]),
+        name=name,
+        mode=TensorMode(tensor["mode"]),
+        dtype=DataType(tensor["dtype"]),
+        shape=_numbers(tensor["shape"], f"shape of {name!r}", minimum=-1),
+        location=TensorLocation(tensor["location"]),
+        is_shape_tensor=_checked(tensor["is_shape_tensor"], f"is_shape_tensor of {name!r}", bool),
+        ranges=tuple(_range_from_list(limits, f"range of {name!r}") for limits in ranges),
     )
+
+
+def _range_from_list(found: Any, what: str) -> ShapeRange:
+    # Values of shape tensors may be negative.
+    low, best, high = (_numbers(shape, what, minimum=-(2**63)) for shape in _checked(found, what, list))
+    if not len(low) == len(best) == len(high):
+        raise ValueError(f"{what} is {low}, {best}, {high}, which differ in rank")
+    return ShapeRange(low, best, high)
+
+
+def _checked(value: Any, what: str, kind: type[_T]) -> _T:
+    # By the exact type: a bool is an int to isinstance, and msgpack makes no subclasses.
+    if type(value) is not kind:
+        raise ValueError(f"{what} is {value!r:.60}; expected {kind.__name__}")
+    return value
+
+
+def _numbers(found: Any, what: str, *, minimum: int) -> tuple[int, ...]:
+    numbers = tuple(_checked(n, what, int) for n in _checked(found, what, list))
+    if any(not minimum <= n < 2**63 for n in numbers):
+        raise ValueError(f"{what} is {numbers}; expected {minimum} or more")
+    return numbers
+
+
+def _matching(value: Any, what: str, pattern: re.Pattern[str], expected: str) -> str:
+    text = _checked(value, what, str)
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{what} is {text!r:.60}; expected {expected}")
+    return text
 
 
 def _header_to_map(header: PlanHeader) -> dict[str, Any]:
@@ -271,16 +319,23 @@ def _header_to_map(header: PlanHeader) -> dict[str, Any]:
     }
 
 
-def _header_from_map(fields: Mapping[str, Any]) -> PlanHeader:
+def _header_from_map(found: Any) -> PlanHeader:
+    """Raises ValueError, LookupError or TypeError. A checksum proves that nothing was damaged, not who wrote it."""
+    header = _checked(found, "the header", dict)
+    capabilities = _checked(header["compute_capabilities"], "compute_capabilities", list)
+    precision, compatible, host_code = header["precision"], header["version_compatible"], header["host_code"]
+    options = _checked(header["build_options"], "build_options", dict)
     return PlanHeader(
-        flavour=str(fields["flavour"]),
-        version=str(fields["version"]),
-        compute_capabilities=tuple(str(c) for c in fields["compute_capabilities"]),
-        precision=fields["precision"],
-        io_tensors=tuple(_tensor_from_map(tensor) for tensor in fields["io_tensors"]),
-        onnx_sha256=str(fields["onnx_sha256"]),
-        build_options=dict(fields["build_options"]),
-        version_compatible=fields["version_compatible"],
-        host_code=fields["host_code"],
-        is_raw=bool(fields["is_raw"]),
+        flavour=_checked(header["flavour"], "flavour", str),
+        version=_matching(header["version"], "version", _VERSION, 'text such as "10.3.0.26"'),
+        compute_capabilities=tuple(
+            _matching(c, "a compute capability", _CAPABILITY, 'text such as "8.9"') for c in capabilities
+        ),
+        precision=None if precision is None else _checked(precision, "precision", str),
+        io_tensors=tuple(_tensor_from_map(t) for t in _checked(header["io_tensors"], "io_tensors", list)),
+        onnx_sha256=_checked(header["onnx_sha256"], "onnx_sha256", str),
+        build_options={_checked(key, "a name in build_options", str): value for key, value in options.items()},
+        version_compatible=None if compatible is None else _checked(compatible, "version_compatible", bool),
+        host_code=None if host_code is None else _checked(host_code, "host_code", bool),
+        is_raw=_checked(header["is_raw"], "is_raw", bool),
     )

@@ -1,6 +1,6 @@
 """Tests of classifier.py that need no GPU: the fixture comes with trtx_py's pytest plugin.
 
-pip install "trtx-py[mock]" pytest pytest-asyncio
+pip install ".[mock]" pytest pytest-asyncio    # in a checkout of trtx_py
 pytest examples/ci_with_mock
 """
 

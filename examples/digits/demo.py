@@ -158,14 +158,16 @@ async def serve(backend: str | None, rounds: int, at_once: int) -> None:
 async def run(arguments: argparse.Namespace) -> None:
     backend: str | None = arguments.backend or os.environ.get("TRTX_BACKEND")
     try:
-        print(f"backend             {backend or 'the best TensorRT that can serve this model'}")
+        print(f"backend             {backend or 'looking for a TensorRT that can serve this model'}")
         await serve(backend, arguments.rounds, arguments.at_once)
     except trtx.BackendUnavailableError as error:
         if backend is not None:
             raise SystemExit(str(error)) from None
-        print(f"no usable TensorRT with a GPU here: {error}")
-        print("falling back to the mock, whose numbers are real (ONNX Runtime) and whose speed is not a GPU's")
+        print(f"{error}\n")
+        print("backend             falling back to the mock: real numbers (ONNX Runtime), not a GPU's speed")
         await serve("mock", arguments.rounds, arguments.at_once)
+    except trtx.InvalidArgumentError as error:  # such as a backend that does not exist
+        raise SystemExit(str(error)) from None
 
 
 def main() -> None:

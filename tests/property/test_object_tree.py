@@ -301,10 +301,15 @@ class ObjectTree(RuleBasedStateMachine):
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_object_tree() -> None:
-    run_state_machine_as_test(
-        ObjectTree,
-        settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None,
-            suppress_health_check=list(HealthCheck), print_blob=True,
-        ),
-    )  # fmt: skip
+    gc.collect()
+    gc.freeze()  # what was there before cannot become garbage here: without this, collecting takes most of the time
+    try:
+        run_state_machine_as_test(
+            ObjectTree,
+            settings=settings(
+                max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None,
+                suppress_health_check=list(HealthCheck), print_blob=True,
+            ),
+        )  # fmt: skip
+    finally:
+        gc.unfreeze()

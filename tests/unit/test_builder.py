@@ -205,3 +205,28 @@ def test_devices_that_are_not_there(device: Any, mock_backend: MockBackend) -> N
         with pytest.raises(trtx.InvalidArgumentError, match="device"):
             kind(None, mock_backend, device=device)
     assert trtx.live_objects() == []
+
+
+@pytest.mark.parametrize("on_progress", [5, "print", [print]])
+async def test_progress_that_is_no_function(kit: Kit, on_progress: Any) -> None:
+    before = kit.backend.calls
+    with pytest.raises(trtx.InvalidArgumentError, match=r"on_progress is .*expected None or a function"):
+        kit.builder.build_serialized_network_sync(kit.network, kit.config, on_progress=on_progress)
+    with pytest.raises(trtx.InvalidArgumentError, match="on_progress is"):
+        await kit.builder.build_serialized_network(kit.network, kit.config, on_progress=on_progress)
+    assert kit.backend.calls == before
+
+
+async def test_progress_that_raises_aborts_the_build(kit: Kit) -> None:
+    steps = []
+
+    def on_progress(phase: str, step: int, total: int) -> None:
+        steps.append(step)
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        kit.builder.build_serialized_network_sync(kit.network, kit.config, on_progress=on_progress)
+    with pytest.raises(LookupError, match="mine"):
+        await kit.builder.build_serialized_network(kit.network, kit.config, on_progress=on_progress)
+    assert len(steps) == 2
+    assert isinstance(kit.builder.build_serialized_network_sync(kit.network, kit.config), trtx.Plan)

@@ -10,6 +10,7 @@ import pytest
 
 import trtx_py as trtx
 from mock_backend import MockBackend
+from tests.unit.ownership import matmul_model
 from trtx_py._types import BuildOptions
 
 
@@ -122,3 +123,70 @@ def test_bad_ranges(minimum: Any, optimum: Any, maximum: Any, builder: trtx.Buil
 def test_bad_names(name: Any, builder: trtx.Builder) -> None:
     with builder.create_optimization_profile() as profile, pytest.raises(trtx.InvalidArgumentError, match="non-empty"):
         profile.set_shape(name, (1,), (1,), (1,))
+
+
+@pytest.mark.parametrize("value", [[8.9], 8.9, None, 5, [None], [b"8.9"], b"8.9", ["8"], ["8.x"], ["8.\u00b2"]])
+def test_bad_compute_capabilities(value: Any, config: trtx.BuilderConfig) -> None:
+    with pytest.raises(trtx.InvalidArgumentError, match=r'expected text .*"8.9"'):
+        config.compute_capabilities = value
+    assert config.compute_capabilities == ()
+
+
+@pytest.mark.parametrize("flag", [5, None, b"TF32"])
+def test_flags_that_are_not_names(flag: Any, config: trtx.BuilderConfig) -> None:
+    for change in (config.set_flag, config.clear_flag):
+        with pytest.raises(trtx.InvalidArgumentError, match=r"flag is .*nvinfer1::BuilderFlag"):
+            change(flag)
+
+
+class _BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"profiles": {}}, "profiles is dict; expected a list of mappings: [{'x': (min, opt, max)}]"),
+        ({"profiles": "x"}, "profiles is str"),
+        ({"profiles": ((1, 2, 3),)}, "profile 0 is tuple; expected {'x': (min, opt, max)}"),
+        ({"compute_capabilities": [8.9]}, "compute capability is 8.9"),
+        ({"compute_capabilities": None}, "compute_capabilities is None"),
+        ({"flags": 5}, "flags is 5"),
+        ({"flags": [5]}, "flag is 5"),
+        ({"lanes": 0}, "lanes is 0"),
+        ({"lanes": "2"}, "lanes is '2'"),
+        ({"noncontiguous": "maybe"}, "noncontiguous is 'maybe'"),
+        ({"lean_library": 5}, "lean_library is int"),
+        ({"lean_library": _BytesPath()}, "lean_library is _BytesPath of bytes"),
+        ({"lean_library": "/missing/lean.so"}, "lean_library '/missing/lean.so' is not a file"),
+    ],
+    ids=str,
+)
+async def test_open_engine_refuses_before_it_builds(
+    options: dict[str, Any], words: str, mock_backend: MockBackend
+) -> None:
+    with pytest.raises(trtx.InvalidArgumentError) as caught:
+        async with trtx.open_engine(matmul_model(), mock_backend, **options):
+            pass
+    assert words in str(caught.value)
+    assert not mock_backend.calls["build_serialized_network"]
+
+
+@pytest.mark.parametrize("source", [5, _BytesPath()])
+async def test_open_engine_refuses_sources(source: Any, mock_backend: MockBackend) -> None:
+    with pytest.raises(trtx.InvalidArgumentError, match=r"source is .*expected a path, bytes or a Plan"):
+        async with trtx.open_engine(source, mock_backend):
+            pass
+
+
+async def test_one_flag_alone(mock_backend: MockBackend) -> None:
+    async with trtx.open_engine(matmul_model(), mock_backend, flags="TF32") as engine:
+        assert engine._header.build_options["flags"] == ["TF32"]
+
+
+@pytest.mark.parametrize("backend", [123, object(), MockBackend, ["mock"], b"mock"])
+def test_backends_that_are_none(backend: Any) -> None:
+    for kind in (trtx.Builder, trtx.Runtime):
+        with pytest.raises(trtx.InvalidArgumentError, match=r"backend is .*expected None, one of mock, "):
+            kind(None, backend)

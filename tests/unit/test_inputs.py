@@ -119,7 +119,7 @@ def test_numpy_scalars_have_a_dtype_python_numbers_have_none(mock_backend: MockB
         tester.refuses({"x": np.float64(2.5)}, trtx.DTypeError, "float64", "float32")
         tester.refuses({"x": 1j}, trtx.DTypeError, "complex128")
         tester.refuses({"x": "2.5"}, trtx.DTypeError)
-        tester.refuses({"x": None}, trtx.DTypeError)
+        tester.refuses({"x": None}, trtx.InvalidArgumentError, "NoneType, not a host array")
         tester.refuses({"x": 1e300}, trtx.DTypeError, "cannot represent")
         assert np.isinf(engine.infer_sync({"x": float("inf")})["y"])
         assert np.isnan(engine.infer_sync({"x": float("nan")})["y"])
@@ -169,8 +169,45 @@ def test_object_arrays(affine_engine: Untouched) -> None:
     array = np.empty((1, 4), object)
     array[:] = 1.0
     affine_engine.refuses({"x": array}, trtx.DTypeError, "object", "float32")
-    affine_engine.refuses({"x": object()}, trtx.DTypeError, "object")
-    affine_engine.refuses({"x": {"a": 1}}, trtx.DTypeError)
+    affine_engine.refuses({"x": object()}, trtx.InvalidArgumentError, "a object, not a host array")
+    affine_engine.refuses({"x": {"a": 1}}, trtx.InvalidArgumentError, "a dict, not a host array")
+
+
+class _OnTheDevice:
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": (1, 4), "typestr": "<f4", "data": (4096, False), "version": 3}
+
+
+def test_device_memory(affine_engine: Untouched) -> None:
+    with affine_engine.engine._runtime.device.allocate(16) as buffer:
+        for value in (buffer, _OnTheDevice()):
+            affine_engine.refuses(
+                {"x": value}, trtx.InvalidArgumentError, f"a {type(value).__name__}, not a host array", "to the host"
+            )
+
+
+class _Unreadable(collections.UserDict[str, Any]):
+    def __getitem__(self, key: str) -> Any:
+        raise OSError("the file is gone")
+
+
+def test_a_mapping_that_raises(affine_engine: Untouched) -> None:
+    inputs = _Unreadable({"x": rows(1)})
+    affine_engine.refuses(inputs, trtx.InvalidArgumentError, "_Unreadable", "OSError: the file is gone")
+
+
+@pytest.mark.parametrize(
+    "timeout", [float("nan"), -1, -0.5, float("inf"), 1e300, 10**400, "1", True, [1], 1j], ids=lambda v: str(v)[:9]
+)
+def test_timeouts_that_cannot_be(affine_engine: Untouched, timeout: Any) -> None:
+    with affine_engine.engine.create_execution_context() as context:
+        before = affine_engine.backend.calls
+        for call in (affine_engine.engine.infer_sync, context.execute_sync):
+            with pytest.raises(trtx.InvalidArgumentError, match=r"timeout_s is .*expected None"):
+                call({"x": rows(1)}, timeout_s=timeout)
+        assert affine_engine.backend.calls == before
+    assert affine_engine.engine.infer_sync({"x": rows(1)}, timeout_s=np.float32(30))["y"].shape == (1, 4)
 
 
 class _Hostile:
@@ -305,8 +342,9 @@ class TestShapeTensors:
             tester.refuses({"x": x, "shape": values}, trtx.DTypeError, "'shape'", "int64")
 
     def test_values_that_do_not_fit_the_data(self, engine: trtx.Engine) -> None:
-        with pytest.raises(trtx.ExecutionError):  # only the device, or TensorRT's enqueue, can tell
+        with pytest.raises(trtx.ShapeError, match="4,4"):  # only TensorRT can tell, before it enqueues
             engine.infer_sync({"x": np.zeros(6, np.float32), "shape": [4, 4]})
+        assert engine.infer_sync({"x": np.zeros(6, np.float32), "shape": [2, 3]})["y"].shape == (2, 3)
 
     def test_wrong_length(self, engine: trtx.Engine, mock_backend: MockBackend) -> None:
         tester = Untouched(mock_backend, engine)

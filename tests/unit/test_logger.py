@@ -269,3 +269,62 @@ def test_handler_that_holds_the_application_does_not_keep_it_alive(mock_backend:
         assert trtx.live_objects() == []
     assert seen() is None
     assert builder_handle.state.value == "closed"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"file": "a\0b"}, "null character"), ({"file": 1}, "log file is int"), ({"file": b"x"}, "log file is bytes"),
+        ({"file": True}, "log file is bool"), ({"console": 5}, "console is 5"), ({"console": "x"}, "console is 'x'"),
+        ({"name": 5}, "name is 5"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_destinations_that_are_none(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(trtx.InvalidArgumentError, match=words):
+        trtx.Logger(**options)
+    os.fstat(1)  # nobody took over, and closed, the caller's descriptor
+
+
+def test_a_console_that_only_writes() -> None:
+    class Sink:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+    sink: Any = Sink()
+    with trtx.Logger(console=sink) as logger:
+        logger.info("hello")
+    assert sink.text.endswith("INFO           hello\n")
+
+
+class _Mute:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def test_log_takes_anything() -> None:
+    lines: list[Any] = []
+    anything: Any
+    with trtx.Logger(S.VERBOSE, lambda severity, line: lines.append((severity, line))) as logger:
+        for anything in (3, None, "loud", 99):
+            logger.log(anything, "x")
+        for anything in (5, None, b"b", _Mute()):
+            logger.info(anything)
+    assert lines[:4] == [(S.INFO, "x"), (S.ERROR, "x"), (S.ERROR, "x"), (S.ERROR, "x")]
+    assert [line for _, line in lines[4:]] == [
+        "5", "None", "b'b'", "(a _Mute whose text cannot be had: RuntimeError)",
+    ]  # fmt: skip
+
+
+def test_every_line_of_the_file_has_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "t.log"
+    with trtx.Logger(file=path) as logger:
+        logger.warning("one\ntwo\n\nthree\n")
+        logger.info("")
+    found = path.read_text().splitlines()
+    assert [line[24:].split() for line in found] == [
+        ["WARNING", "one"], ["WARNING", "two"], ["WARNING"], ["WARNING", "three"], ["INFO"],
+    ]  # fmt: skip
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ", line) for line in found)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from onnx import TensorProto, external_data_helper, numpy_helper
 import trtx_py as trtx
 from mock_backend import MockBackend
 from tests.unit.ownership import SAMPLE, WEIGHTS, matmul_model
-from trtx_py._onnx_source import load_onnx
+from trtx_py._onnx_source import OnnxSource, load_onnx
 
 STATIC = matmul_model(2)
 
@@ -198,3 +202,150 @@ def test_every_truncation_is_a_typed_error() -> None:
 def test_sources_that_cannot_be(source: Any) -> None:
     with pytest.raises(trtx.InvalidArgumentError):
         load_onnx(source, None)
+
+
+def _relu() -> onnx.ModelProto:
+    value = onnx.helper.make_tensor_value_info
+    relu = onnx.helper.make_node("Relu", ["x"], ["y"], name="act")
+    graph = onnx.helper.make_graph([relu], "g", [value("x", 1, [1, 4])], [value("y", 1, [1, 4])])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+
+
+def _flips(blob: bytes) -> Iterator[bytes]:
+    for bit in range(8 * len(blob)):
+        flipped = bytearray(blob)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+def test_every_flipped_bit_is_a_model_or_a_typed_error() -> None:
+    for base in (_relu().SerializeToString(), STATIC):
+        outcomes: set[type] = set()
+        for blob in _flips(base):
+            try:
+                outcomes.add(type(load_onnx(blob, None)))
+            except trtx.ParserError as error:
+                outcomes.add(type(error))
+        assert outcomes == {OnnxSource, trtx.ParserError}
+
+
+_REAL_PARSER = """
+import sys, tensorrt_rtx as trt
+log = trt.Logger(trt.Logger.INTERNAL_ERROR)
+builder = trt.Builder(log)
+for line in sys.stdin:
+    network = builder.create_network(0)
+    trt.OnnxParser(network, log).parse(bytes.fromhex(line))
+"""
+
+
+def test_what_passes_does_not_end_the_real_parser() -> None:
+    """It ends the process over nodes without outputs or without an operator."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    passed = []
+    for blob in _flips(_relu().SerializeToString()):
+        with contextlib.suppress(trtx.ParserError):
+            passed.append(load_onnx(blob, None).model.hex())
+    result = subprocess.run(
+        [sys.executable, "-c", _REAL_PARSER], input="\n".join(passed), capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def _nested(node: onnx.NodeProto, attribute: str = "then_branch") -> onnx.ModelProto:
+    model = _relu()
+    inner = onnx.helper.make_graph([node], "inner", [], [])
+    graphs: Any = {attribute: inner if attribute == "then_branch" else [inner]}
+    model.graph.node.append(onnx.helper.make_node("If", ["x"], ["z"], **graphs))
+    return model
+
+
+def _in_function(node: onnx.NodeProto) -> onnx.ModelProto:
+    model = _relu()
+    model.functions.append(onnx.helper.make_function("d", "f", ["a"], ["b"], [node], []))
+    return model
+
+
+def _at_the_top(node: onnx.NodeProto) -> onnx.ModelProto:
+    model = _relu()
+    model.graph.node.append(node)
+    return model
+
+
+@pytest.mark.parametrize(
+    "place", [_at_the_top, _nested, lambda node: _nested(node, "bodies"), _in_function],
+    ids=["graph", "subgraph", "subgraphs", "function"],
+)  # fmt: skip
+def test_nodes_that_do_nothing(place: Any) -> None:
+    make = onnx.helper.make_node
+    load_onnx(place(make("Relu", ["x"], ["", "b"], name="fine")).SerializeToString(), None)
+    for node, reason in (
+        (make("Relu", ["x"], [], name="culprit"), "has no outputs"),
+        (make("Relu", ["x"], [""], name="culprit"), "has no outputs"),
+        (make("", ["x"], ["b"], name="culprit"), "has no op_type"),
+    ):
+        with pytest.raises(trtx.ParserError, match=f"'culprit'.*{reason}"):
+            load_onnx(place(node).SerializeToString(), None)
+
+
+@pytest.mark.parametrize("text", ["act", "g", "x", "Relu"])
+def test_text_that_is_not_utf8(text: str) -> None:
+    blob = _relu().SerializeToString()
+    field = bytes([len(text)]) + text.encode()
+    assert field in blob
+    with pytest.raises(trtx.ParserError, match="is not UTF-8 text"):
+        load_onnx(blob.replace(field, field[:1] + b"\xff" + field[2:]), None)
+
+
+@pytest.mark.parametrize("place", ["initializer", "attribute", "input", "output", "value_info"])
+@pytest.mark.parametrize("element", [0, 99, -1])
+def test_element_types_that_are_none(place: str, element: int) -> None:
+    model = _relu()
+    tensor = numpy_helper.from_array(WEIGHTS, "c")
+    tensor.data_type = element
+    if place == "initializer":
+        model.graph.initializer.append(tensor)
+    elif place == "attribute":
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+    else:
+        values = getattr(model.graph, place)
+        if not values:
+            values.add(name="t")
+        values[0].type.tensor_type.elem_type = element
+    if (place, element) == ("value_info", 0):  # exporters leave open what can be inferred
+        load_onnx(model.SerializeToString(), None)
+        return
+    with pytest.raises(trtx.ParserError, match=f"element type {element}; expected one of"):
+        load_onnx(model.SerializeToString(), None)
+
+
+@pytest.mark.parametrize("dim", [2**31, 2**40, 2**63 - 1])
+def test_dimensions_that_tensorrt_cannot_hold(dim: int) -> None:
+    """Its parser makes 4 of 2**40 + 4."""
+    model = _relu()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = dim
+    with pytest.raises(trtx.ParserError, match=f"dimension of {dim}; expected at most {2**31 - 1}"):
+        load_onnx(model.SerializeToString(), None)
+    for wrong in (dim, -1):
+        model = _relu()
+        model.graph.initializer.append(numpy_helper.from_array(WEIGHTS, "c"))
+        model.graph.initializer[0].dims[0] = wrong
+        with pytest.raises(trtx.ParserError, match=f"tensor 'c' .*dimension of {wrong}"):
+            load_onnx(model.SerializeToString(), None)
+
+
+class _BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"m.onnx"
+
+
+def test_weights_and_paths_of_other_kinds() -> None:
+    twice = bytes(byte for byte in WEIGHTS.tobytes() for _ in range(2))
+    loaded = load_onnx(external_model(), memoryview(twice)[::2])  # every other byte, which is no contiguous memory
+    np.testing.assert_array_equal(weights_of(loaded.model), WEIGHTS)
+    wrong: Any
+    for wrong in (5, ["w.bin"], _BytesPath()):
+        with pytest.raises(trtx.InvalidArgumentError, match=r"weights is .*expected a path or bytes"):
+            load_onnx(external_model(), wrong)
+    with pytest.raises(trtx.InvalidArgumentError, match="ONNX source is _BytesPath of bytes"):
+        load_onnx(_BytesPath(), None)  # type: ignore[arg-type]

@@ -273,3 +273,52 @@ def test_looks_like_plan(plan: trtx.Plan) -> None:
 
 def test_same_model_same_options_same_header() -> None:
     assert build_plan().header == build_plan().header
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("flavour", [None, 5]),
+        ("version", ["x.y", None, 5, "", "9" * 5000, "1." + "2" * 5000, "1.2\n"]),
+        ("compute_capabilities", [None, "8.9", [8.9], ["x"], ["8.9."], {}, [None]]),
+        ("precision", [5, {"a": 1}, ["fp16"]]),
+        ("onnx_sha256", [None, 5]),
+        ("build_options", [None, 5, [1], [["a", 1]]]),
+        ("version_compatible", ["x", 5]),
+        ("host_code", ["x", []]),
+        ("is_raw", ["x", None, 1]),
+    ],
+)
+def test_forged_header(field: str, values: list[Any], plan: trtx.Plan) -> None:
+    """The checksum proves that nothing was damaged, not who wrote it."""
+    for value in values:
+        with pytest.raises(trtx.PlanError, match="cannot be understood") as caught:
+            trtx.Plan(repack(header=msgpack.packb({**header_map(plan), field: value})))
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", [None, 5, ["x"]]),
+        ("is_shape_tensor", [0, "yes", None]),
+        ("shape", [[1.5], [True], ["1"], [-2], [2**63]]),
+        ("ranges", [[[[1], [1], [1.5]]], [[[1], [1], [1, 2]]], ["abc"], [[["1"], ["1"], ["1"]]]]),
+    ],
+)
+def test_forged_tensor(field: str, values: list[Any], plan: trtx.Plan) -> None:
+    good = header_map(plan)
+    for value in values:
+        tensors = [{**good["io_tensors"][0], field: value}]
+        with pytest.raises(trtx.PlanError, match="cannot be understood"):
+            trtx.Plan(repack(header=msgpack.packb({**good, "io_tensors": tensors})))
+
+
+def test_header_is_a_value(plan: trtx.Plan) -> None:
+    header = plan.header
+    with pytest.raises(TypeError):
+        header.build_options["workspace_bytes"] = 1  # type: ignore[index]
+    assert len({header, trtx.Plan(bytes(plan)).header}) == 1
+    for twin in (copy.copy(header), copy.deepcopy(header), pickle.loads(pickle.dumps(header))):
+        assert twin == header
+        assert hash(twin) == hash(header)

@@ -209,8 +209,10 @@ async def test_overlapping_acloses_wait_for_one_another(
     entered, go_on = threading.Event(), threading.Event()
     release = engine._handle.release
     assert release is not None
+    releases: list[str] = []
 
     def held() -> None:
+        releases.append(threading.current_thread().name)
         entered.set()
         assert go_on.wait(30)
         release()
@@ -225,6 +227,7 @@ async def test_overlapping_acloses_wait_for_one_another(
     assert log == []
     go_on.set()
     await asyncio.gather(child, parent)
+    assert len(releases) == 1
     assert log == ["engine", "runtime", "cuDevicePrimaryCtxRelease"]
 
 

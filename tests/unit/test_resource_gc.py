@@ -245,4 +245,7 @@ def test_aclose_of_a_tree_with_a_collected_part(mock_backend: MockBackend) -> No
         tree.buffer = tree.stream = None  # type: ignore[assignment]
         gc.collect()
         asyncio.run(device.aclose())
+    assert device.closed
+    assert not {"Stream", "Event", "DeviceBuffer", "PinnedBuffer"} & {item.kind for item in trtx.live_objects()}
     asyncio.run(tree.logger.aclose())
+    assert trtx.live_objects() == []

@@ -6,8 +6,9 @@ import difflib
 import os
 import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from .._arguments import checked_path
 from .._errors import BackendUnavailableError, EngineError, InvalidArgumentError
 from .._types import BackendInfo
 from ._flavours import FLAVOURS, Flavour, lean_library_refusal, plan_fits
@@ -69,13 +70,13 @@ def resolve_backend(
         plan_flavour, plan_version: of the plan that is to run, where it is known.
         lean_library: path of the lean library that is to run it; None takes TRTX_LEAN_LIBRARY where it is of use.
     Raises:
-        InvalidArgumentError: there is no backend of that name.
+        InvalidArgumentError: there is no backend of that name, or the object is none.
         BackendUnavailableError: the named one, or every one, cannot serve; says why and what to install.
     """
     if need not in ("build", "run", "both"):
         raise InvalidArgumentError(f"need is {need!r}; expected 'build', 'run' or 'both'")
     if backend is not None and not isinstance(backend, str):
-        return backend
+        return _checked_object(backend)
     name = backend if backend is not None else os.environ.get(BACKEND_VARIABLE, "")
     request = _Request(need, plan_flavour, plan_version, lean_library)
     if backend is None and not name:
@@ -95,6 +96,16 @@ def resolve_backend(
     return _instance(name)
 
 
+def _checked_object(backend: Any) -> TensorRTBackend:
+    hint = f"expected None, one of {', '.join(backend_names())}, or a backend object such as MockBackend()"
+    if isinstance(backend, type):
+        raise InvalidArgumentError(f"backend is the class {backend.__name__}; {hint}: call it to make one")
+    if not isinstance(getattr(backend, "info", None), BackendInfo):
+        raise InvalidArgumentError(f"backend is {backend!r}, which has no BackendInfo in .info; {hint}")
+    checked: TensorRTBackend = backend
+    return checked
+
+
 def lean_library_for(flavour: str, given: str | os.PathLike[str] | None) -> str | None:
     """The lean library that a runtime of this flavour is to load.
 
@@ -102,7 +113,7 @@ def lean_library_for(flavour: str, given: str | os.PathLike[str] | None) -> str 
     load one: the others, the mock among them, do not see it.
     """
     if given is not None:
-        return os.fspath(given)
+        return checked_path(given, "lean_library")
     if flavour in FLAVOURS and FLAVOURS[flavour].loads_lean_library:
         return os.environ.get(LEAN_LIBRARY_VARIABLE) or None
     return None

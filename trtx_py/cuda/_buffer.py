@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +13,39 @@ import numpy.typing as npt
 from .._arguments import checked_int, checked_shape
 from .._errors import InvalidArgumentError, ShapeError
 from .._resource import Resource
-from .._types import Array
-from ._device import Device, Releases
+from .._types import Array, Shape
+from ._device import Device, Releases, checked_device, checked_peer
+from ._mark import Uses
 from ._stream import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def _checked_dtype(dtype: Any) -> np.dtype[Any]:
+    """``dtype`` as a numpy dtype whose items are plain bytes: the address of a Python object means nothing elsewhere.
+
+    Raises:
+        InvalidArgumentError: not a dtype, or items that hold Python objects, or have no size of their own.
+    """
+    try:
+        kind: np.dtype[Any] = np.dtype(dtype)
+    except Exception as error:  # numpy raises TypeError, ValueError and SyntaxError, and runs code of the caller's
+        raise InvalidArgumentError(f"dtype is {dtype!r}: {error}; expected a numpy dtype such as 'float32'") from error
+    if kind.hasobject:
+        raise InvalidArgumentError(f"dtype {kind} holds Python objects; a buffer holds plain bytes: use a number dtype")
+    if not kind.itemsize or kind.subdtype is not None:
+        # numpy makes S1 of S, and more dimensions of a subarray: the array would not be what was measured.
+        raise InvalidArgumentError(f"dtype {kind!r} has no fixed item; expected one such as 'float32' or 'S8'")
+    return kind
+
+
+def _measured(shape: Any, dtype: Any) -> tuple[Shape, np.dtype[Any], int]:
+    """Shape, dtype and the bytes that both need, before numpy sees them: its own product wraps around."""
+    wanted, kind = checked_shape(shape, "shape"), _checked_dtype(dtype)
+    if math.prod(max(dim, 1) for dim in wanted) * kind.itemsize > sys.maxsize:  # numpy counts an empty axis as one
+        raise ShapeError(f"shape {wanted} of {kind} needs more bytes than an array can have ({sys.maxsize})")
+    return wanted, kind, math.prod(wanted) * kind.itemsize
 
 
 class DeviceBuffer(Resource):
@@ -28,6 +57,7 @@ class DeviceBuffer(Resource):
     _device: Device
     _address: int
     _nbytes: int
+    _uses: Uses
 
     def __init__(self) -> None:
         self._refuse_construction("device.allocate(nbytes) or DeviceBuffer.from_handle(device, address, ...)")
@@ -44,6 +74,7 @@ class DeviceBuffer(Resource):
                 handle.release = releases
             handle.device_bytes = nbytes
             buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
+            buffer._uses = Uses(handle)
         return buffer
 
     @classmethod
@@ -54,12 +85,16 @@ class DeviceBuffer(Resource):
             address: CUdeviceptr as an integer.
             nbytes: bytes that may be used from there.
             owner: kept alive as long as this object is open, for example a torch tensor.
+        Raises:
+            InvalidArgumentError: not a Device, a null address or a negative size.
         """
+        device = checked_device(device)
         address = checked_int(address, "address", minimum=1)
         nbytes = checked_int(nbytes, "nbytes", minimum=0)
         buffer = cls.__new__(cls)
         with buffer._opening(device, name="borrowed") as handle:
             buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
+            buffer._uses = Uses(handle)
             handle.keeps = owner
         return buffer
 
@@ -84,11 +119,20 @@ class DeviceBuffer(Resource):
 
         Raises:
             ShapeError: the array has more bytes than the buffer.
+            InvalidArgumentError: not an array, Python objects in it, or a stream of another device.
         Source: cuMemcpyHtoDAsync, cuStreamSynchronize
         """
-        host = np.ascontiguousarray(array)
+        stream = checked_peer(stream, Stream, self._device)
+        try:
+            host = np.ascontiguousarray(array)
+        except Exception as error:  # ragged lists, and whatever the caller's own __array__ raises
+            raise InvalidArgumentError(
+                f"numpy cannot make an array of a {type(array).__name__}: {error}; expected an array of numbers"
+            ) from error
+        if host.dtype.itemsize:
+            _checked_dtype(host.dtype)
         with self._handle.lend("a copy"), stream._handle.lend("a copy"), self._device.current():
-            self._check_size(host, "array")
+            self._check_size(host.nbytes, "array")
             if host.nbytes:
                 driver = self._device._driver
                 driver.cuMemcpyHtoDAsync(self._address, host.ctypes.data, host.nbytes, stream._handle_value)
@@ -99,20 +143,23 @@ class DeviceBuffer(Resource):
 
         Raises:
             ShapeError: shape and dtype need more bytes than the buffer has.
+            InvalidArgumentError: a dtype that is none or holds Python objects, or a stream of another device.
         Source: cuMemcpyDtoHAsync, cuStreamSynchronize
         """
-        host = np.empty(checked_shape(shape, "shape"), dtype)
+        stream = checked_peer(stream, Stream, self._device)
+        wanted, kind, need = _measured(shape, dtype)
         with self._handle.lend("a copy"), stream._handle.lend("a copy"), self._device.current():
-            self._check_size(host, f"shape {host.shape} of {host.dtype}")
+            self._check_size(need, f"shape {wanted} of {kind}")
+            host = np.empty(wanted, kind)
             if host.nbytes:
                 driver = self._device._driver
                 driver.cuMemcpyDtoHAsync(host.ctypes.data, self._address, host.nbytes, stream._handle_value)
                 driver.cuStreamSynchronize(stream._handle_value)
         return host
 
-    def _check_size(self, host: Array, what: str) -> None:
-        if host.nbytes > self._nbytes:
-            raise ShapeError(f"{what} has {host.nbytes} bytes, {self._handle} has {self._nbytes}; allocate more")
+    def _check_size(self, need: int, what: str) -> None:
+        if need > self._nbytes:
+            raise ShapeError(f"{what} has {need} bytes, {self._handle} has {self._nbytes}; allocate more")
 
 
 class PinnedBuffer(Resource):
@@ -124,6 +171,7 @@ class PinnedBuffer(Resource):
     _device: Device
     _address: int
     _nbytes: int
+    _uses: Uses
 
     def __init__(self) -> None:
         self._refuse_construction("device.allocate_pinned(nbytes)")
@@ -140,6 +188,7 @@ class PinnedBuffer(Resource):
                 handle.release = releases
             handle.host_bytes = nbytes
             buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
+            buffer._uses = Uses(handle)
         return buffer
 
     @property
@@ -163,19 +212,13 @@ class PinnedBuffer(Resource):
 
         Raises:
             ShapeError: shape and dtype need more bytes than the buffer has.
+            InvalidArgumentError: a dtype that is none or holds Python objects.
         """
         self._handle.require_open()
-        wanted = checked_shape(shape, "shape")
-        kind = np.dtype(dtype)
-        if kind.hasobject:
-            raise InvalidArgumentError(f"dtype {kind} holds Python objects; a buffer holds plain bytes")
-        view = pinned_view(self.address, self._nbytes)
-        count = int(np.prod(wanted, dtype=np.int64))
-        if count * kind.itemsize > self._nbytes:
-            raise ShapeError(
-                f"shape {wanted} of {kind} needs {count * kind.itemsize} bytes, {self._handle} has {self._nbytes}"
-            )
-        return view[: count * kind.itemsize].view(kind).reshape(wanted)
+        wanted, kind, need = _measured(shape, dtype)
+        if need > self._nbytes:
+            raise ShapeError(f"shape {wanted} of {kind} has {need} bytes, {self._handle} has {self._nbytes}")
+        return pinned_view(self.address, self._nbytes)[:need].view(kind).reshape(wanted)
 
 
 def pinned_view(address: int, nbytes: int) -> npt.NDArray[np.uint8]:

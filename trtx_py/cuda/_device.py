@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .._arguments import checked_int
 from .._errors import CudaError, InvalidArgumentError, TrtxError
@@ -185,6 +185,36 @@ class Device(Resource):
         """Page-locked host memory allocated through this object; after it was closed, the last figures."""
         self._handle.require_process()
         return self._access.memory.pinned_statistics()
+
+
+class _OnDevice(Protocol):
+    @property
+    def device(self) -> Device: ...
+
+
+_P = TypeVar("_P", bound=_OnDevice)
+
+
+def checked_peer(item: Any, kind: type[_P], device: Device) -> _P:
+    """``item`` if it is a ``kind`` of ``device``; the driver must not see a handle that another one gave out.
+
+    Raises:
+        InvalidArgumentError: it is something else, or belongs to another device or another driver.
+    """
+    if not isinstance(item, kind):
+        raise InvalidArgumentError(f"got {item!r}; expected an object of class {kind.__name__} made from {device!r}")
+    theirs = item.device
+    if theirs._access.driver is not device._access.driver or theirs.ordinal != device.ordinal:
+        reason = "" if theirs.ordinal != device.ordinal else ", the same ordinal of another driver"
+        raise InvalidArgumentError(f"{item!r} belongs to {theirs!r}{reason}; expected one made from {device!r}")
+    return item
+
+
+def checked_device(device: Any) -> Device:
+    """``device`` if it is one. Raises InvalidArgumentError otherwise."""
+    if not isinstance(device, Device):
+        raise InvalidArgumentError(f"device is {device!r}; expected a Device such as runtime.device")
+    return device
 
 
 class Releases:

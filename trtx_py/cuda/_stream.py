@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .._aio import run_shielded
 from .._arguments import checked_int
-from .._errors import CudaError, InvalidArgumentError
+from .._errors import CudaError
 from .._resource import Handle, Resource
 from ..backends.protocols import (
     CU_EVENT_DEFAULT,
@@ -15,7 +15,7 @@ from ..backends.protocols import (
     CUDA_SUCCESS,
     STICKY_CUDA_ERRORS,
 )
-from ._device import Device, DeviceAccess, Releases
+from ._device import Device, DeviceAccess, Releases, checked_device, checked_peer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,6 +78,7 @@ class Stream(Resource):
         Args:
             owner: kept alive as long as this object is open, for example the torch or cupy stream object.
         """
+        device = checked_device(device)
         value = checked_int(handle, "handle", minimum=0)
         stream = cls.__new__(cls)
         with stream._opening(device, name="borrowed") as record:
@@ -123,7 +124,8 @@ class Stream(Resource):
             self._device._driver.cuStreamSynchronize(self._handle_value)
 
     def wait(self, event: Event) -> None:
-        """Let work enqueued from now on wait for ``event``. Source: cuStreamWaitEvent"""
+        """Let work enqueued from now on wait for ``event``, one of the same device. Source: cuStreamWaitEvent"""
+        event = checked_peer(event, Event, self._device)
         with self._handle.lend("wait()"), event._handle.lend("wait()"), self._device.current():
             self._device._driver.cuStreamWaitEvent(self._handle_value, event._handle_value, 0)
 
@@ -165,9 +167,8 @@ class Event(Resource):
         return self._device
 
     def record(self, stream: Stream) -> None:
-        """Mark the present end of ``stream``. Source: cuEventRecord"""
-        if stream.device._cu_device != self._device._cu_device:
-            raise InvalidArgumentError(f"{stream!r} and {self!r} are on different devices; make both from one Device")
+        """Mark the present end of ``stream``, one of the same device. Source: cuEventRecord"""
+        stream = checked_peer(stream, Stream, self._device)
         with self._handle.lend("record()"), stream._handle.lend("record()"), self._device.current():
             self._device._driver.cuEventRecord(self._handle_value, stream._handle_value)
 
@@ -182,9 +183,10 @@ class Event(Resource):
             self._device._driver.cuEventSynchronize(self._handle_value)
 
     def elapsed_ms(self, end: Event) -> float:
-        """Milliseconds from this event to ``end``; both recorded, finished and made with timing.
+        """Milliseconds from this event to ``end``; both recorded, finished and made with timing on one device.
 
         Source: cuEventElapsedTime
         """
+        end = checked_peer(end, Event, self._device)
         with self._handle.lend("elapsed_ms()"), end._handle.lend("elapsed_ms()"), self._device.current():
             return self._device._driver.cuEventElapsedTime(self._handle_value, end._handle_value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mock_backend import MockBackend
 from tests.unit.backends.fake_vendor import FakeDriver, FakeVendor
 from trtx_py._errors import BackendUnavailableError, InvalidArgumentError
 from trtx_py.backends import registry
@@ -60,7 +61,7 @@ def test_importing_it_imports_no_vendor() -> None:
 
 
 def test_objects_pass_through() -> None:
-    anything: Any = object()
+    anything = MockBackend()
     assert resolve_backend(anything, need="both") is anything
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from mock_backend import JoinedBackend, MockBackend, PlanPayload
 from trtx_py._errors import BuilderError, ParserError, VersionMismatchError
 from trtx_py._types import BuildOptions, ShapeRange
+from trtx_py.backends.registry import backend_names
 
 X = np.array([[-1, 2, -3, 4]], np.float32)
 N4 = {"x": ShapeRange((1, 4), (2, 4), (8, 4))}
@@ -134,3 +136,10 @@ def test_with_the_real_builder(models):
         build(joined, models.relu().replace(b"Relu", b"Rela"), BuildOptions(profiles=(N4,)))
     assert [issue.operator for issue in caught.value.issues] == ["Rela"]
     joined.mock.assert_clean()
+
+
+def test_every_joined_name_is_documented():
+    root = Path(__file__).parents[3]
+    for page in ("README.md", "docs/reference/environment.md"):
+        text = (root / page).read_text(encoding="utf-8")
+        assert [name for name in backend_names() if f"`{name}`" not in text] == []

@@ -41,9 +41,12 @@ def test_wait_event_orders_streams(rig):
 
 
 def test_wait_for_an_unrecorded_event_is_no_wait(rig):
-    rig.driver.cuStreamWaitEvent(rig.stream, rig.new_event(), 0)
-    rig.driver.cuStreamSynchronize(rig.stream)
-    rig.driver.cuEventSynchronize(rig.new_event())
+    event = rig.new_event()
+    rig.driver.cuStreamWaitEvent(rig.stream, event, 0)
+    rig.driver.cuStreamSynchronize(rig.stream)  # would hang if it waited
+    rig.driver.cuEventSynchronize(event)
+    assert rig.driver.cuStreamQuery(rig.stream) == 0
+    assert rig.driver.cuEventQuery(event) == 0
 
 
 def test_a_wait_means_the_recording_at_the_time_of_the_call(rig):
