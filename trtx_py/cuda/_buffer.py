@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,33 +49,60 @@ def _measured(shape: Any, dtype: Any) -> tuple[Shape, np.dtype[Any], int]:
     return wanted, kind, math.prod(wanted) * kind.itemsize
 
 
-class DeviceBuffer(Resource):
-    """Device memory. Made by ``device.allocate(nbytes)``.
-
-    Source: cuMemAlloc
-    """
+class _Buffer(Resource):
+    """What device and pinned memory have in common."""
 
     _device: Device
     _address: int
     _nbytes: int
     _uses: Uses
 
+    @classmethod
+    def _allocated(
+        cls, device: Device, nbytes: int, allocate: Callable[[int], int], free: Callable[[int, int], None]
+    ) -> Self:
+        buffer = cls.__new__(cls)
+        with buffer._opening(device) as handle:
+            releases = Releases(device._access)
+            with device.current():
+                address = allocate(nbytes)
+                releases.add(lambda: free(address, nbytes))
+                handle.release = releases
+            buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
+            buffer._uses = Uses(handle)
+        return buffer
+
+    @property
+    def address(self) -> int:
+        """CUdeviceptr or host address as an integer, valid while this object is open."""
+        self._handle.require_open()
+        return self._address
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self._nbytes
+
+    @property
+    def device(self) -> Device:
+        """The device that the memory is on, or pinned for."""
+        return self._device
+
+
+class DeviceBuffer(_Buffer):
+    """Device memory. Made by ``device.allocate(nbytes)``.
+
+    Source: cuMemAlloc
+    """
+
     def __init__(self) -> None:
         self._refuse_construction("device.allocate(nbytes) or DeviceBuffer.from_handle(device, address, ...)")
 
     @classmethod
     def _create(cls, device: Device, nbytes: int) -> Self:
-        buffer = cls.__new__(cls)
-        with buffer._opening(device) as handle:
-            memory = device._access.memory
-            releases = Releases(device._access)
-            with device.current():
-                address = memory.allocate_device(nbytes)
-                releases.add(lambda: memory.free_device(address, nbytes))
-                handle.release = releases
-            handle.device_bytes = nbytes
-            buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
-            buffer._uses = Uses(handle)
+        memory = device._access.memory
+        buffer = cls._allocated(device, nbytes, memory.allocate_device, memory.free_device)
+        buffer._handle.device_bytes = nbytes
         return buffer
 
     @classmethod
@@ -97,22 +125,6 @@ class DeviceBuffer(Resource):
             buffer._uses = Uses(handle)
             handle.keeps = owner
         return buffer
-
-    @property
-    def address(self) -> int:
-        """The CUdeviceptr as an integer, valid while this object is open."""
-        self._handle.require_open()
-        return self._address
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self._nbytes
-
-    @property
-    def device(self) -> Device:
-        """The device that the memory is on."""
-        return self._device
 
     def copy_from_host(self, array: npt.ArrayLike, stream: Stream) -> None:
         """Copy a host array to the start of this memory and wait until ``stream`` has done it.
@@ -162,50 +174,21 @@ class DeviceBuffer(Resource):
             raise ShapeError(f"{what} has {need} bytes, {self._handle} has {self._nbytes}; allocate more")
 
 
-class PinnedBuffer(Resource):
+class PinnedBuffer(_Buffer):
     """Page-locked host memory. Made by ``device.allocate_pinned(nbytes)``.
 
     Source: cuMemHostAlloc
     """
-
-    _device: Device
-    _address: int
-    _nbytes: int
-    _uses: Uses
 
     def __init__(self) -> None:
         self._refuse_construction("device.allocate_pinned(nbytes)")
 
     @classmethod
     def _create(cls, device: Device, nbytes: int) -> Self:
-        buffer = cls.__new__(cls)
-        with buffer._opening(device) as handle:
-            memory = device._access.memory
-            releases = Releases(device._access)
-            with device.current():
-                address = memory.allocate_pinned(nbytes)
-                releases.add(lambda: memory.free_pinned(address, nbytes))
-                handle.release = releases
-            handle.host_bytes = nbytes
-            buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
-            buffer._uses = Uses(handle)
+        memory = device._access.memory
+        buffer = cls._allocated(device, nbytes, memory.allocate_pinned, memory.free_pinned)
+        buffer._handle.host_bytes = nbytes
         return buffer
-
-    @property
-    def address(self) -> int:
-        """Host address as an integer, valid while this object is open."""
-        self._handle.require_open()
-        return self._address
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self._nbytes
-
-    @property
-    def device(self) -> Device:
-        """The device that the memory is pinned for."""
-        return self._device
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A numpy view of the start of this memory. The caller must drop it before closing the buffer.
