@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ._aio import run_shielded
+from ._arguments import checked_path
 from ._engine import Engine, EngineOptions
 from ._errors import PlanError, VersionMismatchError
 from ._logger import Logger, checked_logger, owner_of
@@ -46,7 +47,7 @@ class Runtime(Resource):
         lean_library: str | os.PathLike[str] | None = None,
         allow_host_code: bool = False,
     ) -> None:
-        given = None if lean_library is None else os.fspath(lean_library)
+        given = None if lean_library is None else checked_path(lean_library, "lean_library")
         self._backend = resolve_backend(backend, need="run", lean_library=given)
         lean = lean_library_for(self._backend.info.flavour, given)
         self._logger = checked_logger(logger)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable
 
@@ -48,7 +47,7 @@ class Mark:
             self._armed = False
 
     def over(self) -> bool:
-        """True once the work before the mark has ended, whichever way."""
+        """True once the work before the mark has ended, whichever way. Raises CudaError if its event cannot go."""
         with self._lock:
             if not self._over and not self._armed:
                 try:
@@ -81,8 +80,12 @@ class Mark:
     def _let_go(self) -> None:
         if self._over and not self._waiters and self._event:
             event, self._event = self._event, 0
-            with contextlib.suppress(CudaError), self._access.current:  # a lost device took the event with it
-                self._access.driver.cuEventDestroy(event)
+            try:
+                with self._access.current:
+                    self._access.driver.cuEventDestroy(event)
+            except CudaError as error:
+                if error.code not in STICKY_CUDA_ERRORS:  # a lost device took the event with it
+                    raise
 
 
 class Uses:
