@@ -66,6 +66,10 @@ def checked_path(value: Any, what: str, expected: str = "a path") -> str:
         raise InvalidArgumentError(f"{what} is {found}; expected {expected} (a string or a Path)")
     if "\0" in path:
         raise InvalidArgumentError(f"{what} {path!r} contains a null character; no file can have that name")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"{what} {path!r} cannot be the name of a file: {error.reason}") from error
     return path
 
 

@@ -59,9 +59,8 @@ class ExecutionContext(Resource):
 
             def drain() -> None:
                 lanes.drain()
-                with (
-                    bare.lock
-                ):  # a call of the bare level in another thread: before this, or it finds the context closing
+                # A call of the bare level in another thread comes before this, or finds the context closing.
+                with bare.lock:
                     try:
                         bare.finish()
                     finally:

@@ -84,13 +84,13 @@ class Lanes:
 
         Takes no lock: whoever asks holds the lock of the ownership tree.
         """
-        running = sum(not request.cancelled for request in self._running())
-        waiting = sum(not request.cancelled for request in list(self._waiting))
-        return f"{running} requests running, {waiting} waiting" if running or waiting else None
+        return self._in_flight(sum(not request.cancelled for request in self._running()))
 
     def at_work(self) -> str | None:
         """What is in flight, or None: cancelled requests that run occupy the execution context too."""
-        running = len(self._running())
+        return self._in_flight(len(self._running()))
+
+    def _in_flight(self, running: int) -> str | None:
         waiting = sum(not request.cancelled for request in list(self._waiting))
         return f"{running} requests running, {waiting} waiting" if running or waiting else None
 

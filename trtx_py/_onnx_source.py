@@ -187,9 +187,8 @@ def _read(path: str, what: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidArgumentError(f"{what} {path!r} cannot be read: {reason}") from error
+    except OSError as error:
+        raise InvalidArgumentError(f"{what} {path!r} cannot be read: {error.strerror}") from error
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

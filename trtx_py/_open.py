@@ -140,9 +140,8 @@ def _read(source: Source) -> Plan | bytes | str:
     try:
         with open(path, "rb") as file:
             start = file.read(16)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidArgumentError(f"source {path!r} cannot be read: {reason}") from error
+    except OSError as error:
+        raise InvalidArgumentError(f"source {path!r} cannot be read: {error.strerror}") from error
     return Plan.load(path) if looks_like_plan(start) else path
 
 

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
+from ._arguments import checked_path
 from ._errors import InvalidArgumentError, PlanError
 from ._types import DataType, ShapeRange, TensorInfo, TensorLocation, TensorMode
 from .backends._raw_plan import read_raw_plan_header
@@ -160,7 +161,7 @@ class Plan(bytes):
         Raises:
             InvalidArgumentError: the folder does not exist or cannot be written, or the disk is full; no file is left.
         """
-        target = os.path.abspath(_checked_path(path))
+        target = os.path.abspath(checked_path(path, "path"))
         temporary = os.path.join(os.path.dirname(target), f".trtx-{secrets.token_hex(8)}")
         try:
             # Not tempfile: the plan is to have the permissions that the umask gives a new file.
@@ -187,22 +188,13 @@ class Plan(bytes):
         """
         if isinstance(source, (bytes, bytearray, memoryview)):
             return source if isinstance(source, Plan) else cls(source)
-        name = _checked_path(source)
+        name = checked_path(source, "path", "a path or bytes")
         try:
             with open(name, "rb") as file:
                 blob = file.read()
         except OSError as error:
             raise InvalidArgumentError(f"plan {name!r} cannot be read: {error.strerror}") from error
         return cls._parse(blob, name)
-
-
-def _checked_path(path: Any) -> str:
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise InvalidArgumentError(f"path is {type(path).__name__}; expected a string or a Path")
-    name = os.fspath(path)
-    if "\0" in name:
-        raise InvalidArgumentError(f"path {name!r} contains a null character")
-    return str(name)
 
 
 def looks_like_plan(data: bytes) -> bool:

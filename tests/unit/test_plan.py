@@ -198,7 +198,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.plan", tmp_path):
         with pytest.raises(trtx.InvalidArgumentError, match="cannot be read"):
             trtx.Plan.load(path)
-    for thing in (None, 5, "nul\0byte", ["x"]):
+    for thing in (None, 5, "nul\0byte", "surrogate\ud800", ["x"]):
         with pytest.raises(trtx.InvalidArgumentError, match="path"):
             trtx.Plan.load(thing)  # type: ignore[arg-type]
 
