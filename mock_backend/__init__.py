@@ -8,7 +8,7 @@ from __future__ import annotations
 from ._backend import MOCK_VERSION, MockBackend
 from ._clock import Clock, RealClock, VirtualClock
 from ._driver import MockDriver
-from ._faults import Fault, device_lost, fail, out_of_memory, slow
+from ._faults import Fault, device_lost, fail, out_of_memory, process_lost, slow
 from ._plan import PlanPayload
 from .joined import JoinedBackend
 
@@ -25,5 +25,6 @@ __all__ = [
     "device_lost",
     "fail",
     "out_of_memory",
+    "process_lost",
     "slow",
 ]

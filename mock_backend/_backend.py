@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from trtx_py._errors import BackendUnavailableError, EngineError
-from trtx_py._types import BackendInfo
+from trtx_py._types import BackendInfo, Severity
 from trtx_py.backends.protocols import LogSink
 
 from ._builder import MockBuilder
@@ -35,10 +35,11 @@ class MockBackend:
 
     Args:
         compute: False gives outputs of zeros, of the right shape, instead of computing them. Outputs whose size depends
-            on data are computed all the same.
+            on data are computed all the same. The kernels are native code then: they take no interpreter lock, and
+            replays of graphs on an idle stream run inside the launch, if they take no time.
         memory_bytes: memory of each device; beyond it cuMemAlloc reports CUDA_ERROR_OUT_OF_MEMORY.
         faults: planned from the start; more come through ``inject``.
-        devices: number of devices; 0 makes cuInit report CUDA_ERROR_NO_DEVICE.
+        devices: number of devices, at most 8; 0 makes cuInit report CUDA_ERROR_NO_DEVICE.
         compute_capability: of every device, such as "8.9"; plans for others are refused.
         version: of the mock's plans, up to four dotted numbers.
         clock: where kernel durations, event times and delays are taken from; real time by default.
@@ -73,11 +74,11 @@ class MockBackend:
             raise ValueError(f"compute_capability is {compute_capability!r}; expected a form such as '8.9'")
         version_bytes(version)
         self._clock: Clock = clock or RealClock()
-        self._faults = FaultPlan(self._clock, faults)
         self._driver = MockDriver(
             devices=devices, memory_bytes=memory_bytes, compute_capability=compute_capability, clock=self._clock,
-            faults=self._faults,
+            instant=not compute,
         )  # fmt: skip
+        self._faults = FaultPlan(self._clock, self._driver.mock, faults)
         self._ledger = Ledger()
         self._capability = compute_capability
         self._operators = operators
@@ -88,6 +89,14 @@ class MockBackend:
     @property
     def info(self) -> BackendInfo:
         return self._info
+
+    def plan_settings(self) -> dict[str, object]:
+        """What its plans depend on besides ``info``, for the engine cache."""
+        return {
+            "compute_capability": self._capability,
+            "operators": self._operators,
+            "profile_sharing": self._profile_sharing,
+        }
 
     @property
     def driver(self) -> MockDriver:
@@ -131,11 +140,13 @@ class MockBackend:
         device: int,
         lean_library: str | None,
         allow_host_code: bool,
+        runtime_cache: bytes | None = None,
         info: BackendInfo | None = None,
     ) -> MockRuntime:
         """``allow_host_code`` has no meaning here: mock plans carry no code. A lean library is refused.
 
         Args:
+            runtime_cache: there is no such cache here; one that is given is a logged warning.
             info: whose flavour and version plans must have, if not this backend's own; for a joined backend.
         """
         info = info or self._info
@@ -145,9 +156,11 @@ class MockBackend:
             raise BackendUnavailableError(
                 f"the mock has no lean runtime and cannot load {lean_library!r}; pass lean_library=None"
             )
+        if runtime_cache is not None:
+            log(Severity.WARNING, "the mock compiles no kernels and has no runtime cache; the one given is not used")
         current = self._driver.require_healthy("createInferRuntime")
-        if current.ordinal != device:
-            raise EngineError(f"a runtime for device {device} was asked for while device {current.ordinal} is current")
+        if current != device:
+            raise EngineError(f"a runtime for device {device} was asked for while device {current} is current")
         return MockRuntime(
             seam, flavour=info.flavour, version=info.version, compute_capability=self._capability,
             device=device, settings=self._settings,

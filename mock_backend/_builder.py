@@ -22,8 +22,31 @@ from ._seam import LiveObject, Seam
 __all__ = ["MockBuilder", "check_options", "make_payload"]
 
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
-_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int4-weights")
+#: Of BuildOptions what a plan does not keep: profiles are in its tensors, and the others are no values.
+_NOT_KEPT = ("profiles", "calibrator", "further", "memory")
 _NARROW = frozenset({DataType.HALF, DataType.BF16, DataType.INT8, DataType.FP8, DataType.INT4, DataType.FP4})
+
+#: Options of BuilderOptions that the TensorRT it stands for, tensorrt-rtx 1.7, lacks, or that need TensorRT itself.
+_REFUSED = {
+    "timing_cache": "it measures no kernels, and TensorRT-RTX has a runtime cache instead",
+    "dla": "there is no accelerator",
+    "plugin_libraries": "it computes with ONNX Runtime, which TensorRT's plugins do not fit",
+    "plugin_creators": "it computes with ONNX Runtime, which TensorRT's plugins do not fit",
+    "account_memory": "its builder allocates nothing on the device",
+}
+#: Values that tensorrt-rtx 1.7 takes; a level of hardware compatibility it takes for none (measured).
+_ENUMERATORS = {
+    "hardware_compatibility": ("NONE",),
+    "runtime_platform": ("SAME_AS_BUILD",),
+    "tiling": ("NONE", "FAST", "MODERATE", "FULL"),
+    "profiling_verbosity": ("LAYER_NAMES_ONLY", "DETAILED", "NONE"),
+    "engine_capability": ("STANDARD",),
+}
+_NAMES = {
+    "tactic_sources": ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"),
+    "preview_features": ("ALIASED_PLUGIN_IO_10_03", "RUNTIME_ACTIVATION_RESIZE_10_10"),
+}
 
 
 def check_options(options: BuildOptions) -> None:
@@ -46,12 +69,25 @@ def check_options(options: BuildOptions) -> None:
         )
     if "STRIP_PLAN" in options.flags:
         raise BuilderError("the mock computes with the weights in the plan and cannot strip them; drop STRIP_PLAN")
-    if options.workspace_bytes is not None and options.workspace_bytes < 0:
-        raise BuilderError(f"workspace_bytes is {options.workspace_bytes}, and must not be negative")
+    for name, reason in _REFUSED.items():
+        if name in options.further:
+            raise BuilderError(f"the mock has no {name}: {reason}; leave {name} unset")
+    for name, known in _ENUMERATORS.items():
+        value = options.further.get(name)
+        if value is not None and value.upper() not in known:
+            raise BuilderError(f"the mock refuses {name}={value!r}, as tensorrt_rtx does; it has {', '.join(known)}")
+    for name, known in _NAMES.items():
+        strange = [one for one in options.further.get(name, ()) if one not in known]
+        if strange:
+            raise BuilderError(f"the mock has no {name} {', '.join(strange)}; it has {', '.join(known)}")
+    if options.workspace_bytes is not None and not 0 <= options.workspace_bytes < 2**63:
+        raise BuilderError(f"workspace_bytes is {options.workspace_bytes}; expected 0 to {2**63 - 1}")
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
         raise BuilderError(f"optimization_level is {options.optimization_level}; expected 0 to 5")
     if options.max_aux_streams is not None and options.max_aux_streams < 0:
         raise BuilderError(f"max_aux_streams is {options.max_aux_streams}, and must not be negative")
+    if len(set(options.compute_capabilities)) != len(options.compute_capabilities):
+        raise BuilderError(f"compute_capabilities names one twice: {', '.join(options.compute_capabilities)}")
     for capability in options.compute_capabilities:
         if not _CAPABILITY.fullmatch(capability):
             raise BuilderError(f"compute capability {capability!r} is not of the form '8.9'")
@@ -77,7 +113,9 @@ def make_payload(
     inputs = {t.name for t in network.inputs}
     ranges = ranges_by_input([t for t in tensors if t.name in inputs], options.profiles)
     described = tuple(dataclasses.replace(t, ranges=ranges.get(t.name, ())) for t in tensors)
-    plain = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name != "profiles"}
+    plain = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in _NOT_KEPT}
+    if "refittable_weights" in options.further:
+        plain["refittable_weights"] = list(options.further["refittable_weights"])
     return PlanPayload(
         flavour=flavour,
         version=version,
@@ -128,6 +166,12 @@ class MockBuilder(LiveObject):
         self._seam.enter("create_network", lambda text, log: BuilderError(text, tensorrt_log=log))
         return MockNetwork(self._seam, self, self._operators)
 
+    def load_plugins(self, libraries: Sequence[str], creators: Sequence[object]) -> None:
+        """Refused: what TensorRT's plugins do, the mock cannot."""
+        for name, given in (("plugin_libraries", libraries), ("plugin_creators", creators)):
+            if given:
+                raise BuilderError(f"the mock has no {name}: {_REFUSED[name]}")
+
     def build_serialized_network(self, network: Any, options: BuildOptions, progress: BuildProgress | None) -> bytes:
         """The plan. Raises BuilderError for everything TensorRT refuses, and when ``progress`` asked to stop."""
         call = "IBuilder::buildSerializedNetwork"
@@ -168,6 +212,10 @@ class MockBuilder(LiveObject):
                     f"precision {options.precision!r} was asked for, but the model has {found} tensors and this "
                     "backend is strongly typed; build a float32 model, or pass precision=None"
                 )
+        known = {weights.name for weights in model.graph.initializer}
+        strange = [name for name in options.further.get("refittable_weights", ()) if name not in known]
+        if strange:
+            raise BuilderError(f"refittable_weights names {', '.join(strange)}; the network has no such weights")
         if not network.outputs:
             raise BuilderError("Network must have at least one output; mark one in the model")
         check_profiles(network.inputs, declared_dims(model), options.profiles)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Protocol
+
+from ._native import Time
 
 __all__ = ["Clock", "RealClock", "VirtualClock"]
 
 
 class Clock(Protocol):
-    """What the mock asks of time. Implementations are thread-safe."""
+    """What the mock asks of time. Implementations are thread-safe, and are called on the streams' threads too."""
 
     def now_ns(self) -> int:
         """Nanoseconds since an arbitrary, fixed moment; never runs backwards."""
@@ -40,12 +41,11 @@ class VirtualClock:
     """
 
     def __init__(self, start_ns: int = 0) -> None:
-        self._lock = threading.Lock()
-        self._now_ns = start_ns
+        #: The time line itself, which native code reads and moves too.
+        self.time = Time(start_ns)
 
     def now_ns(self) -> int:
-        with self._lock:
-            return self._now_ns
+        return self.time.now()
 
     def sleep(self, seconds: float) -> None:
         self.advance(seconds)
@@ -54,5 +54,4 @@ class VirtualClock:
         """Move time forward by ``seconds``; a negative value raises ValueError."""
         if seconds < 0:
             raise ValueError(f"time cannot run backwards: advance({seconds})")
-        with self._lock:
-            self._now_ns += round(seconds * 1e9)
+        self.time.advance(round(seconds * 1e9))

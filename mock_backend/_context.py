@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtx_py._errors import CudaError, EngineError, ExecutionError, InvalidArgumentError, ShapeError, TrtxError
 from trtx_py._types import Array, Shape, TensorInfo, TensorLocation, TensorMode
-from trtx_py.backends.protocols import OutputAllocator
+from trtx_py.backends.protocols import CU_STREAM_CAPTURE_STATUS_NONE, LayerProfiler, OutputAllocator
 
-from ._arena import ALIGNMENT
-from ._dtypes import from_bytes, tensor_dims, to_bytes
-from ._faults import EXECUTE
+from ._driver import Position
+from ._dtypes import from_bytes, tensor_dims
+from ._kernel import ContextMemory, Kernel
+from ._native import KernelError, Region, Stamp
 from ._seam import LiveObject, Seam
-from ._stream import DeviceFaultError, KernelError, Moment
 
 if TYPE_CHECKING:
     from ._engine import MockEngine
+    from ._layer_times import LayerTimes
 
-__all__ = ["MockContext"]
+__all__ = ["ALIGNMENT", "MockContext"]
+
+#: Device pointers are multiples of this, as those of cuMemAlloc are.
+ALIGNMENT = 256
 
 _ENQUEUE = "IExecutionContext::enqueueV3"
 
@@ -49,25 +54,45 @@ class MockContext(LiveObject):
     As TensorRT does, it accepts a shape outside the profile in set_input_shape and refuses it in execute_async_v3.
     What TensorRT leaves undefined is refused here: one context at work on two unordered streams, or in two threads;
     input shapes that are set before a change of profile has been synchronized; addresses not aligned to 256 bytes.
+    An enqueue on a stream that is captured is recorded, if the latest one outside a capture had the same shapes,
+    addresses, memory and host values. An enqueue with others makes the graphs that were captured before worthless:
+    a replay is damage and poisons its outputs.
+
+    Args:
+        memory: address and size of its own activation memory; None for a context that is given some.
     """
 
     kind = "execution context"
 
-    def __init__(self, seam: Seam, engine: MockEngine, memory: int) -> None:
+    def __init__(self, seam: Seam, engine: MockEngine, memory: tuple[int, int] | None) -> None:
         super().__init__(seam, engine, engine.name)
         self._engine = engine
-        self._memory = memory
+        self._own = memory is not None
+        self._memory = self._memory_of(*memory) if memory is not None else None
         self._inputs = {t.name: t for t in engine.io_tensors if t.mode is TensorMode.INPUT}
         self._outputs = {t.name: t for t in engine.io_tensors if t.mode is TensorMode.OUTPUT}
         self._profile = -1
-        self._switching: Moment | None = None
-        self._last: Moment | None = None
+        self._switching: Position | None = None
+        self._last: tuple[int, Position] | None = None
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, OutputAllocator] = {}
         self._busy = threading.Lock()
+        self._profiler: LayerProfiler | None = None
+        #: for the next enqueue with a profiler, made before it: an enqueue's time is not to have that in it
+        self._next_times: LayerTimes | None = None
+        #: of the latest enqueue with a profiler, and where it stands on its stream
+        self._timed: tuple[LayerTimes, Position] | None = None
+        #: what the latest enqueue outside a capture went by, and how many different ones there were before it
+        self._settled: object = None
+        self._settings = 0
+        self._stamp = Stamp()
         graph = engine.dims_model.graph
         self._dim_names = {v.name: tensor_dims(v.type.tensor_type) or () for v in graph.input if v.name in self._inputs}
+
+    def _memory_of(self, address: int, nbytes: int) -> ContextMemory:
+        region = Region(self._seam.driver.mock, address, nbytes, f"kernels of {self}") if nbytes else None
+        return ContextMemory(address, nbytes, region)
 
     @property
     def active_profile(self) -> int:
@@ -87,7 +112,9 @@ class MockContext(LiveObject):
         if reason:
             raise self._seam.refuse(call, reason, _engine_error)
         try:
-            self._switching = self._seam.driver.launch(stream, lambda: None, call)
+            if self._is_captured(stream):
+                self._seam.driver.cuStreamSynchronize(stream)  # as the caller has to; it fails, and ends the capture
+            self._switching = self._seam.driver.launch(stream, None, call)
         except CudaError as cause:
             raise self._seam.refuse(call, str(cause), _engine_error, code="1: Cuda Driver") from cause
         self.take_profile(index)
@@ -102,7 +129,7 @@ class MockContext(LiveObject):
             text = f"{name!r} is not an input; inputs are {', '.join(map(repr, self._inputs))}"
             raise self._seam.refuse(call, text, _argument_error)
         if self._switching is not None:
-            if self._switching.stream.observed < self._switching.sequence:
+            if not self._seam.driver.mock.is_observed(self._switching):
                 text = (
                     "a change of the optimization profile is not complete: synchronize its stream before setting shapes"
                 )
@@ -123,6 +150,32 @@ class MockContext(LiveObject):
         self._known(name, call)
         self._addresses[name] = int(address)
 
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        """Whether it is live memory shows when the kernel runs."""
+        call = "IExecutionContext::setDeviceMemoryV2"
+        self._alive(call, _engine_error)
+        self._seam.enter("set_device_memory", _engine_error)
+        needed = self._engine.activation_bytes(None)
+        if self._own:
+            text = "the context has memory of its own; make it with own_memory=False to give it some"
+        elif nbytes < needed:
+            text = f"{nbytes} bytes of device memory were given, and the engine needs {needed}"
+        elif address % ALIGNMENT or (not address and needed):
+            text = f"the device memory at 0x{address:x} is not aligned to {ALIGNMENT} bytes, or is none"
+        else:
+            self._memory = self._memory_of(address, needed)
+            return
+        raise self._seam.refuse(call, text, _argument_error)
+
+    def set_aux_streams(self, streams: Sequence[int]) -> None:
+        """Checked and not used: the mock's kernels have no parallel branches."""
+        call = "IExecutionContext::setAuxStreams"
+        self._alive(call, _engine_error)
+        self._seam.enter("set_aux_streams", _engine_error)
+        if 0 in streams or len(set(streams)) != len(streams):
+            text = f"auxiliary streams must be different ones and not the default stream, and these are {list(streams)}"
+            raise self._seam.refuse(call, text, _argument_error)
+
     def set_output_allocator(self, name: str, allocator: OutputAllocator | None) -> None:
         call = "IExecutionContext::setOutputAllocator"
         self._alive(call, _engine_error)
@@ -133,6 +186,29 @@ class MockContext(LiveObject):
             self._allocators.pop(name, None)
         else:
             self._allocators[name] = allocator
+
+    def set_profiler(self, profiler: LayerProfiler | None) -> None:
+        self._alive("IExecutionContext::setProfiler", _engine_error)
+        self._seam.enter("set_profiler", _engine_error)
+        self._profiler, self._timed = profiler, None
+        self._next_times = self._engine.layer_times() if profiler is not None else None
+
+    def report_to_profiler(self) -> None:
+        """One layer for each node that was computed; see LayerTimes."""
+        call = "IExecutionContext::reportToProfiler"
+        self._alive(call, _engine_error)
+        self._seam.enter("report_to_profiler", _engine_error)
+        if self._profiler is None or self._timed is None:
+            text = "there is nothing to report: set a profiler, enqueue once and synchronize the stream before"
+            raise self._seam.refuse(call, text, _engine_error)
+        times, position = self._timed
+        if not self._seam.driver.mock.is_observed(position):
+            text = "the enqueue that was timed is not known to be over: synchronize its stream before"
+            raise self._seam.refuse(call, text, _engine_error)
+        self._timed = None
+        for layer, ms in times.layers():
+            self._profiler.report_layer_time(layer, ms)
+        self._next_times = self._engine.layer_times()
 
     def get_tensor_shape(self, name: str) -> Shape:
         call = "IExecutionContext::getTensorShape"
@@ -166,97 +242,116 @@ class MockContext(LiveObject):
             )
         values = self._host_values()
         self._check_inputs(values)
-        self._check_order(stream)
+        memory = self._memory
+        if memory is None and self._engine.activation_bytes(None):
+            raise self._refuse("the context has no device memory: call set_device_memory before execute")
+        captured = self._is_captured(stream)
+        if captured and self._profiler is not None:
+            raise self._refuse_capture(stream, "a profiler is set, and layers cannot be timed inside a capture")
+        if not captured:
+            self._check_order(stream)
+        times, self._next_times = self._next_times, None
+        if times is None and self._profiler is not None:
+            times = self._engine.layer_times()
         try:
             shapes = self._resolve(values)
         except ValueError as error:
             raise self._refuse(f"the input shapes do not fit together: {error}") from error
-        inputs = {n: (t, self._shapes[n], self._addresses[n]) for n, t in self._inputs.items() if n not in values}
-        if any(-1 in shape for shape in shapes.values()):
-            self._run_with_unknown_sizes(stream, shapes, inputs, values)
+        unknown = any(-1 in shape for shape in shapes.values())
+        if captured and unknown:
+            raise self._refuse_capture(
+                stream, "outputs whose size depends on data make the enqueue wait for the stream"
+            )
+        targets = {} if unknown else {name: self._place(name, shape) for name, shape in shapes.items()}
+        kernel = Kernel(
+            name=str(self), driver=self._seam.driver, engine=self._engine,
+            inputs={n: (t, self._shapes[n], self._addresses[n]) for n, t in self._inputs.items() if n not in values},
+            values=values, shapes=shapes, outputs=self._outputs, targets=targets,
+            memory=memory or ContextMemory(0, 0, None), stamp=self._stamp,
+            settings=self._settle(stream, values, targets, captured=captured), captured=captured, times=times,
+        )  # fmt: skip
+        if unknown:
+            self._run_with_unknown_sizes(stream, kernel)
+        else:
+            position = self._launch(lambda: kernel.launch(stream, _ENQUEUE))
+            if not captured:
+                self._last = (stream, position)
+        if times is not None and self._last is not None:
+            self._timed = times, self._last[1]
+        if unknown:
             return
-        targets = {name: self._place(name, shape) for name, shape in shapes.items()}
-
-        def kernel() -> None:
-            results = self._compute(inputs, values, shapes)
-            for name, (address, nbytes) in targets.items():
-                self._write(name, address, nbytes, results[name])
-
-        self._last = self._launch(stream, kernel)
         for name in self._allocators:
             self._allocators[name].notify_shape(name, shapes[name])
 
-    def _run_with_unknown_sizes(
-        self,
-        stream: int,
-        shapes: Mapping[str, Shape],
-        inputs: Mapping[str, tuple[TensorInfo, Shape, int]],
-        values: Mapping[str, Array],
-    ) -> None:
+    def _settle(
+        self, stream: int, values: Mapping[str, Array], targets: Mapping[str, tuple[int, int]], *, captured: bool
+    ) -> int:
+        """The number of the settings that an enqueue goes by now."""
+        memory = self._memory and (self._memory.address, self._memory.nbytes)
+        host = {name: (value.shape, value.tobytes()) for name, value in values.items()}
+        addresses = {name: self._addresses.get(name) for name in self._inputs if name not in values}
+        settings = (self._profile, dict(self._shapes), addresses, host, dict(targets), memory)
+        if settings != self._settled:
+            if captured:
+                raise self._refuse_capture(
+                    stream,
+                    "shapes, addresses, device memory or host values changed since the latest enqueue outside a "
+                    "capture, so TensorRT may allocate and wait in this one: enqueue once before the capture begins",
+                )
+            self._settings += 1
+            self._settled = settings
+        return self._settings
+
+    def _is_captured(self, stream: int) -> bool:
+        return self._seam.driver.mock.capture_status(stream) != CU_STREAM_CAPTURE_STATUS_NONE
+
+    def _refuse_capture(self, stream: int, why: str) -> TrtxError:
+        """The error of an enqueue that does what no capture permits, which also makes the capture invalid."""
+        try:
+            self._seam.driver.cuStreamSynchronize(stream)
+        except CudaError as cause:
+            error = self._refuse(f"the stream is being captured: {why} ({cause.name})")
+            error.__cause__ = cause
+            return error
+        return self._refuse(f"the stream was being captured: {why}")
+
+    def _run_with_unknown_sizes(self, stream: int, kernel: Kernel) -> None:
         """Compute, wait, ask the allocators, then write: with unknown sizes TensorRT's enqueue synchronizes too."""
-        for name, shape in shapes.items():
+        for name, shape in kernel.shapes.items():
             if -1 in shape and name not in self._allocators:
                 raise self._refuse(f"the size of output {name!r} depends on data: set an output allocator for it first")
             if -1 not in shape and name not in self._allocators:
                 self._place(name, shape)
+        driver, duration_s = self._seam.driver, self._engine.settings.duration_s
         results: dict[str, Array] = {}
-        self._last = self._launch(stream, lambda: results.update(self._compute(inputs, values, shapes)))
-        self._last.stream.wait(self._last.sequence)
+        failures: list[KernelError] = []
+
+        def compute() -> None:
+            try:
+                results.update(kernel.compute_first())
+            except KernelError as error:
+                failures.append(error)
+
+        region = kernel.memory.region
+        position = self._launch(
+            lambda: driver.launch(stream, compute, _ENQUEUE, duration_s=duration_s, counted=True, region=region)
+        )
+        self._last = (stream, position)
+        driver.mock.wait(position)
         self._on_device(self._engine.device, _ENQUEUE, _execution_error)
-        failure = self._last.stream.failure(self._last.sequence, clear=True)
-        if failure is not None:
-            raise self._refuse(failure)
+        if failures:
+            raise self._refuse(str(failures[0]))
         found = {name: array.shape for name, array in results.items()}
-        targets = {name: self._place(name, shape) for name, shape in found.items()}
-
-        def write() -> None:
-            for name, (address, nbytes) in targets.items():
-                self._write(name, address, nbytes, results[name])
-
-        self._last = self._launch(stream, write)
+        final = dataclasses.replace(kernel, targets={name: self._place(name, shape) for name, shape in found.items()})
+        self._last = (stream, self._launch(lambda: driver.launch(stream, lambda: final.write(results), _ENQUEUE)))
         for name, allocator in self._allocators.items():
             allocator.notify_shape(name, found[name])
 
-    def _launch(self, stream: int, kernel: Callable[[], None]) -> Moment:
+    def _launch(self, launch: Callable[[], Position]) -> Position:
         try:
-            return self._seam.driver.launch(stream, kernel, _ENQUEUE)
+            return launch()
         except CudaError as cause:
             raise self._seam.refuse(_ENQUEUE, str(cause), _execution_error, code="1: Cuda Driver") from cause
-
-    def _compute(
-        self,
-        inputs: Mapping[str, tuple[TensorInfo, Shape, int]],
-        values: Mapping[str, Array],
-        shapes: Mapping[str, Shape],
-    ) -> dict[str, Array]:
-        """The kernel itself, on the stream's thread."""
-        driver, settings = self._seam.driver, self._engine.settings
-        outcome = self._seam.faults.enter(EXECUTE)
-        if outcome is not None:
-            raise DeviceFaultError(outcome.code, str(outcome))
-        driver.clock.sleep(settings.duration_s)
-        driver.device_view(self._memory, ALIGNMENT, f"kernel of {self}, activation memory")[:] = 0xEE
-        feeds = dict(values)
-        for name, (info, shape, address) in inputs.items():
-            raw = driver.device_view(address, info.dtype.nbytes(shape), f"kernel of {self}, input {name!r}")
-            feeds[name] = from_bytes(raw, info.dtype, shape)
-        if not settings.compute and all(-1 not in shape for shape in shapes.values()):
-            return {n: np.zeros(shapes[n], info.dtype.numpy) for n, info in self._outputs.items()}
-        try:
-            return self._engine.numerics.run(feeds)
-        except Exception as error:  # the runners' exceptions share no base
-            # a GPU reads and writes what it finds where values make no sense; it does not lose its context over them
-            raise KernelError(f"kernel of {self} cannot compute these values: {error}") from error
-
-    def _write(self, name: str, address: int, nbytes: int, array: Array) -> None:
-        data = to_bytes(array, self._outputs[name].dtype)
-        if data.size != nbytes:
-            raise KernelError(
-                f"kernel of {self}: output {name!r} has {data.size} bytes, and {nbytes} were expected from its shape"
-            )
-        view = self._seam.driver.device_view(address, nbytes, f"kernel of {self}, output {name!r}") if nbytes else None
-        if view is not None:
-            view[:] = data
 
     def _place(self, name: str, shape: Shape) -> tuple[int, int]:
         """Address and size in bytes of an output; asks its allocator if it has one."""
@@ -306,15 +401,12 @@ class MockContext(LiveObject):
                         )
 
     def _check_order(self, stream: int) -> None:
-        if self._last is None or self._last.reached:
+        if self._last is None:
             return
-        try:
-            ordered = self._seam.driver.is_ordered_after(stream, self._last, _ENQUEUE)
-        except CudaError as cause:
-            raise self._seam.refuse(_ENQUEUE, str(cause), _execution_error, code="1: Cuda Driver") from cause
-        if not ordered:
+        other, position = self._last
+        if not self._seam.driver.mock.is_ordered_after(stream, position):
             raise self._refuse(
-                f"the context is still at work on stream {self._last.stream.handle:#x}, and stream {stream:#x} does "
+                f"the context is still at work on stream {other:#x}, and stream {stream:#x} does "
                 "not wait for it: on a GPU the two runs would overwrite each other. Use one context per stream, or "
                 "an event"
             )
@@ -329,7 +421,7 @@ class MockContext(LiveObject):
             address = self._addresses.get(name, 0)
             if info.location is not TensorLocation.HOST or not address:
                 continue
-            if self._seam.driver.is_device_address(address):
+            if self._seam.driver.mock.is_device_address(address):
                 raise self._refuse(f"shape tensor {name!r} is read on the host, but 0x{address:x} is a device address")
             nbytes = info.dtype.nbytes(info.shape)
             raw = np.frombuffer(ctypes.string_at(address, nbytes), np.uint8)
@@ -348,5 +440,8 @@ class MockContext(LiveObject):
 
     def _release(self) -> None:
         self._engine.release_profile(self)
-        # work that is still queued finds its activation memory gone, as on a GPU
-        self._seam.driver.release(self._memory)
+        self._stamp.end()
+        if self._own and self._memory is not None:
+            # work that is still queued finds its activation memory gone, as on a GPU
+            self._seam.driver.release(self._memory.address)
+        self._memory = None

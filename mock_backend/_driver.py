@@ -1,369 +1,247 @@
-"""The mock CUDA driver: contexts, memory, copies, streams and events behind the CudaDriver seam."""
+"""The mock CUDA driver: trtx_py's driver over the functions of the C mock, and what plays TensorRT's part on it."""
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arena import ArenaError, call_site
-from ._codes import cuda_error
-from ._driver_core import DriverCore, driver_call
-from ._stream import Event
+from trtx_py._errors import CudaError
+from trtx_py._native import Driver
+from trtx_py.backends.protocols import CUDA_ERROR_INVALID_VALUE
 
-__all__ = ["MockDriver"]
+from ._clock import Clock, RealClock, VirtualClock
+from ._native import CALLS, DeviceFaultError, Mock, Region, Stamp, reason, site
+from ._site import call_site
 
-_INVALID_VALUE, _OUT_OF_MEMORY = 1, 2
-_NO_DEVICE, _INVALID_CONTEXT = 100, 201
-_INVALID_HANDLE, _NOT_READY = 400, 600
-_LEGACY_STREAM = 1
-_DRIVER_VERSION = 12080
+__all__ = ["MockDriver", "Position"]
+
+#: A point in a stream's order.
+Position = tuple[int, int]
 
 
-class MockDriver(DriverCore):
+class MockDriver(Driver):
     """CudaDriver without a GPU. Thread-safe; every method raises CudaError for what the real driver refuses.
 
     Stricter than the hardware where that finds bugs: memory freed while queued work still names it is an illegal
     address (the real cuMemFree may or may not wait), a destroyed handle is CUDA_ERROR_INVALID_HANDLE (undefined on
-    the real driver), and work may only be enqueued while the stream's own device is current.
+    the real driver), and work may only be enqueued while the stream's own device is current. As with CUDA, the
+    stack of current contexts belongs to the thread: two mocks in one thread share it.
 
     Args:
         devices: number of devices, each with ``memory_bytes`` of memory and its own primary context.
+        instant: replays of graphs that take no time run inside cuGraphLaunch where their stream is idle.
     """
 
-    # devices and contexts
+    def __init__(
+        self, *, devices: int, memory_bytes: int, compute_capability: str, clock: Clock, instant: bool = False
+    ) -> None:
+        major, minor = (int(part) for part in compute_capability.split("."))
+        time = clock.time if isinstance(clock, VirtualClock) and type(clock) is VirtualClock else None
+        self.clock = clock
+        self.mock = Mock(
+            devices=devices, memory_bytes=memory_bytes, compute_capability=(major, minor), instant=instant,
+            time=time, clock=None if time or type(clock) is RealClock else clock,
+        )  # fmt: skip
+        super().__init__(self.mock.api)
 
-    @driver_call(context=False, initialized=False)
-    def cuInit(self, flags: int) -> None:
-        if flags != 0:
-            raise cuda_error(_INVALID_VALUE, "cuInit", f"flags is {flags}, and must be 0")
-        if not self._devices:
-            raise cuda_error(_NO_DEVICE, "cuInit", "this mock was made with devices=0")
-        self._initialized = True
+    # calls that name no handle go to this instance
 
-    @driver_call(context=False, initialized=False)
+    def cuInit(self, flags: int, /) -> None:
+        self.mock.select()
+        super().cuInit(flags)
+
     def cuDriverGetVersion(self) -> int:
-        return _DRIVER_VERSION
+        self.mock.select()
+        return super().cuDriverGetVersion()
 
-    @driver_call(context=False)
     def cuDeviceGetCount(self) -> int:
-        return len(self._devices)
+        self.mock.select()
+        return super().cuDeviceGetCount()
 
-    @driver_call(context=False)
-    def cuDeviceGet(self, ordinal: int) -> int:
-        self._device(ordinal, "cuDeviceGet")
+    def cuDeviceGet(self, ordinal: int, /) -> int:
+        self.mock.select()
+        return super().cuDeviceGet(ordinal)
+
+    def cuDeviceGetName(self, device: int, /) -> str:
+        self.mock.select()
+        return super().cuDeviceGetName(device)
+
+    def cuDeviceTotalMem(self, device: int, /) -> int:
+        self.mock.select()
+        return super().cuDeviceTotalMem(device)
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int, /) -> int:
+        self.mock.select()
+        return super().cuDeviceGetAttribute(attribute, device)
+
+    def cuDeviceGetUuid(self, device: int, /) -> bytes:
+        self.mock.select()
+        return super().cuDeviceGetUuid(device)
+
+    def cuDevicePrimaryCtxRetain(self, device: int, /) -> int:
+        self.mock.select()
+        return super().cuDevicePrimaryCtxRetain(device)
+
+    def cuDevicePrimaryCtxRelease(self, device: int, /) -> None:
+        self.mock.select()
+        super().cuDevicePrimaryCtxRelease(device)
+
+    def cuCtxPushCurrent(self, context: int, /) -> None:
+        self.mock.select()
+        super().cuCtxPushCurrent(context)
+
+    def cuCtxPopCurrent(self) -> int:
+        self.mock.select()
+        return super().cuCtxPopCurrent()
+
+    def cuCtxGetCurrent(self) -> int:
+        self.mock.select()
+        return super().cuCtxGetCurrent()
+
+    # calls whose caller is kept for the reports
+
+    def cuMemAlloc(self, bytesize: int, /) -> int:
+        self._enter()
+        return super().cuMemAlloc(bytesize)
+
+    def cuMemFree(self, dptr: int, /) -> None:
+        self._enter()
+        super().cuMemFree(dptr)
+
+    def cuMemAllocAsync(self, bytesize: int, stream: int, /) -> int:
+        self._enter()
+        return super().cuMemAllocAsync(bytesize, stream)
+
+    def cuMemFreeAsync(self, dptr: int, stream: int, /) -> None:
+        self._enter()
+        super().cuMemFreeAsync(dptr, stream)
+
+    def cuMemHostAlloc(self, bytesize: int, flags: int, /) -> int:
+        self._enter()
+        return super().cuMemHostAlloc(bytesize, flags)
+
+    def cuMemFreeHost(self, pointer: int, /) -> None:
+        self._enter()
+        super().cuMemFreeHost(pointer)
+
+    def cuStreamCreate(self, flags: int, /) -> int:
+        self._enter()
+        return super().cuStreamCreate(flags)
+
+    def cuEventCreate(self, flags: int, /) -> int:
+        self._enter()
+        return super().cuEventCreate(flags)
+
+    def cuStreamEndCapture(self, stream: int, /) -> int:
+        self._enter()
+        return super().cuStreamEndCapture(stream)
+
+    def cuGraphInstantiate(self, graph: int, flags: int, /) -> int:
+        self._enter()
+        return super().cuGraphInstantiate(graph, flags)
+
+    # what the mock's TensorRT side uses
+
+    def allocate(self, nbytes: int, call: str, *, label: str) -> int:
+        """Memory on the current device for TensorRT itself; CudaError when there is not enough. No fault strikes it."""
+        self._enter()
+        code, address = self.mock.reserve(nbytes, label)
+        if code:
+            raise self._failure(call, code)
+        return address
+
+    def release(self, address: int) -> None:
+        """Give back what allocate returned, unless the end of its context did so already."""
+        self._enter()
+        self.mock.unreserve(address)
+
+    def device_view(self, address: int, nbytes: int, what: str) -> npt.NDArray[np.uint8]:
+        """Device bytes as a kernel sees them. Raises DeviceFaultError (700) for anything no live block holds."""
+        try:
+            return np.asarray(memoryview(self.mock.view(address, nbytes)))
+        except DeviceFaultError as error:
+            code, why = error.args
+            raise DeviceFaultError(code, f"{what}: {why}") from None
+
+    def launch(
+        self,
+        stream: int,
+        kernel: Callable[[], object] | None,
+        call: str,
+        *,
+        duration_s: float = 0.0,
+        counted: bool = False,
+        region: Region | None = None,
+    ) -> Position:
+        """Append a kernel to a stream of the current device, or to the graph that is captured on it.
+
+        Args:
+            counted: it is an "execute", which faults may strike.
+        """
+        code, position = self.mock.launch(
+            stream, round(duration_s * 1e9), kernel, counted=counted, region=region
+        )  # fmt: skip
+        if code:
+            raise self._failure(call, code)
+        return position
+
+    def launch_blank(
+        self,
+        stream: int,
+        call: str,
+        *,
+        name: str,
+        duration_s: float,
+        scratch: tuple[int, int],
+        inputs: Sequence[tuple[int, int, str]],
+        outputs: Sequence[tuple[int, int, str]],
+        region: Region | None,
+        stamp: Stamp,
+        settings: int,
+        captured: bool,
+    ) -> Position:
+        """As launch, for a kernel in C that checks its memory, given as (address, bytes, name), and leaves zeros."""
+        code, position = self.mock.launch_blank(
+            stream, round(duration_s * 1e9), name, scratch, inputs, outputs, region, stamp, settings, captured
+        )
+        if code:
+            raise self._failure(call, code)
+        return position
+
+    def require_healthy(self, call: str) -> int:
+        """The current device. CudaError 201 if there is none, the sticky error if its context is unusable."""
+        code, ordinal = self.mock.current()
+        if code:
+            raise self._failure(call, code)
         return ordinal
 
-    @driver_call(context=False)
-    def cuDeviceGetName(self, device: int) -> str:
-        self._device(device, "cuDeviceGetName")
-        return f"Mock GPU {device}"
+    def leaks(self) -> list[str]:
+        """Memory, streams, events and graphs still there; nothing of a context that a fault took."""
+        return self.mock.leaks()
 
-    @driver_call(context=False)
-    def cuDeviceTotalMem(self, device: int) -> int:
-        return self._device(device, "cuDeviceTotalMem").arena.limit_bytes
+    def damage(self) -> list[str]:
+        """What no error tells of: overwritten red zones, writes after free, kernels that overwrite each other."""
+        return self.mock.damage()
 
-    @driver_call(context=False)
-    def cuDeviceGetAttribute(self, attribute: int, device: int) -> int:
-        self._device(device, "cuDeviceGetAttribute")
-        values = {75: self._capability[0], 76: self._capability[1], 1: 1024, 10: 32, 16: 64, 40: 2, 41: 1, 31: 1}
-        if attribute not in values:
-            raise cuda_error(
-                _INVALID_VALUE, "cuDeviceGetAttribute", f"the mock knows {sorted(values)}, not {attribute}"
-            )
-        return values[attribute]
+    def shutdown(self) -> None:
+        """End all stream threads after their pending work; for the end of a test."""
+        self.mock.close()
 
-    @driver_call(context=False)
-    def cuDevicePrimaryCtxRetain(self, device: int) -> int:
-        found = self._device(device, "cuDevicePrimaryCtxRetain")
-        with found.lock:
-            if found.retained == 0:
-                found.fault = None
-            found.retained += 1
-        return found.context
+    def _enter(self) -> None:
+        self.mock.select()
+        site(call_site())
 
-    @driver_call(context=False)
-    def cuDevicePrimaryCtxRelease(self, device: int) -> None:
-        found = self._device(device, "cuDevicePrimaryCtxRelease")
-        with found.lock:
-            if found.retained == 0:
-                raise cuda_error(_INVALID_CONTEXT, "cuDevicePrimaryCtxRelease", f"device {device} is not retained")
-            found.retained -= 1
-            if found.retained:
-                return
-            streams = found.end_streams()
-        # outside the lock: a stream that faults while it ends takes the lock to say so
-        for stream in streams:
-            stream.close()
-        for stream in streams:
-            stream.join()
-        lost = found.end_memory()
-        if all(other.retained == 0 for other in self._devices):
-            pinned = self._pinned.reset()
-            lost += pinned if found.fault is None else []
-        self._lost += [f"{text} (still there when its context ended)" for text in lost]
+    def _error(self, call: str, code: int, /) -> CudaError:
+        if call in CALLS:
+            return self._told(call, code, reason(call, code))
+        # what native code asked in some thread: the reason is known where a kernel had no result
+        return self._told(call, code, self.mock.told() if code == CUDA_ERROR_INVALID_VALUE else reason("", code))
 
-    @driver_call(context=False)
-    def cuCtxPushCurrent(self, context: int) -> None:
-        device = self._by_context.get(context)
-        if device is None or device.retained == 0:
-            raise cuda_error(
-                _INVALID_CONTEXT, "cuCtxPushCurrent", f"{context:#x} is no live context; retain a primary context first"
-            )
-        self._stack().append(device)
+    def _failure(self, call: str, code: int) -> CudaError:
+        return self._told(call, code, reason("", code))
 
-    @driver_call(context=False)
-    def cuCtxPopCurrent(self) -> int:
-        stack = self._stack()
-        if not stack:
-            raise cuda_error(_INVALID_CONTEXT, "cuCtxPopCurrent", "no context is current in this thread")
-        return stack.pop().context
-
-    @driver_call(context=False)
-    def cuCtxGetCurrent(self) -> int:
-        stack = self._stack()
-        return stack[-1].context if stack else 0
-
-    # memory
-
-    @driver_call()
-    def cuMemGetInfo(self) -> tuple[int, int]:
-        arena = self._current("cuMemGetInfo").arena
-        return arena.limit_bytes - arena.used_bytes, arena.limit_bytes
-
-    @driver_call()
-    def cuMemAlloc(self, bytesize: int) -> int:
-        return self.allocate(bytesize, "cuMemAlloc")
-
-    @driver_call()
-    def cuMemFree(self, dptr: int) -> None:
-        if dptr == 0:
-            return
-        device = self._device_of(dptr)
-        try:
-            (device or self._current("cuMemFree")).arena.free(dptr)
-        except ArenaError as error:
-            raise cuda_error(_INVALID_VALUE, "cuMemFree", error.detail) from None
-
-    @driver_call()
-    def cuMemHostAlloc(self, bytesize: int, flags: int) -> int:
-        if flags & ~0x7:
-            raise cuda_error(_INVALID_VALUE, "cuMemHostAlloc", f"unknown flags {flags:#x}")
-        try:
-            return self._pinned.allocate(bytesize)
-        except ArenaError as error:
-            code = _OUT_OF_MEMORY if error.reason == ArenaError.OUT_OF_MEMORY else _INVALID_VALUE
-            raise cuda_error(code, "cuMemHostAlloc", error.detail) from error
-
-    @driver_call()
-    def cuMemFreeHost(self, pointer: int) -> None:
-        try:
-            self._pinned.free(pointer)
-        except ArenaError as error:
-            raise cuda_error(_INVALID_VALUE, "cuMemFreeHost", error.detail) from None
-
-    @driver_call()
-    def cuMemcpyHtoDAsync(self, dst_device: int, src_host: int, byte_count: int, stream: int) -> None:
-        call = "cuMemcpyHtoDAsync"
-        pinned = self._check_host(src_host, byte_count, call)
-        self._check_device(dst_device, byte_count, call)
-        if byte_count == 0:
-            return
-        # pageable memory is staged before the call returns, so the caller may reuse it at once; pinned memory is
-        # read only when the copy runs
-        staged = None if pinned else _host_view(src_host, byte_count).copy()
-
-        def copy() -> None:
-            target = self.device_view(dst_device, byte_count, call)
-            if staged is None:
-                self._recheck_pinned(src_host, byte_count, call)
-            target[:] = _host_view(src_host, byte_count) if staged is None else staged
-
-        self._enqueue(stream, copy, call)
-
-    @driver_call()
-    def cuMemcpyDtoHAsync(self, dst_host: int, src_device: int, byte_count: int, stream: int) -> None:
-        call = "cuMemcpyDtoHAsync"
-        pinned = self._check_host(dst_host, byte_count, call)
-        self._check_device(src_device, byte_count, call)
-        if byte_count == 0:
-            return
-
-        def copy() -> None:
-            source = self.device_view(src_device, byte_count, call)
-            if pinned:
-                self._recheck_pinned(dst_host, byte_count, call)
-            _host_view(dst_host, byte_count)[:] = source
-
-        moment = self._enqueue(stream, copy, call)
-        if not pinned:
-            # a copy into pageable memory returns only when it is complete
-            self._await(moment)
-            self.require_healthy(call)
-
-    @driver_call()
-    def cuMemcpyDtoDAsync(self, dst_device: int, src_device: int, byte_count: int, stream: int) -> None:
-        call = "cuMemcpyDtoDAsync"
-        self._check_device(dst_device, byte_count, call)
-        self._check_device(src_device, byte_count, call)
-        if byte_count == 0:
-            return
-
-        def copy() -> None:
-            source = self.device_view(src_device, byte_count, call)
-            self.device_view(dst_device, byte_count, call)[:] = source
-
-        self._enqueue(stream, copy, call)
-
-    @driver_call()
-    def cuMemsetD8Async(self, dst_device: int, value: int, count: int, stream: int) -> None:
-        call = "cuMemsetD8Async"
-        if not 0 <= value <= 255:
-            raise cuda_error(_INVALID_VALUE, call, f"value is {value}, and must fit one byte")
-        self._check_device(dst_device, count, call)
-        if count == 0:
-            return
-
-        def fill() -> None:
-            self.device_view(dst_device, count, call)[:] = value
-
-        self._enqueue(stream, fill, call)
-
-    # streams
-
-    @driver_call()
-    def cuStreamCreate(self, flags: int) -> int:
-        if flags not in (0, 1):
-            raise cuda_error(_INVALID_VALUE, "cuStreamCreate", f"flags is {flags}, and must be 0 or 1 (non-blocking)")
-        device = self._current("cuStreamCreate")
-        with device.lock:
-            stream = self._make_stream(device, next(self._handles), blocking=flags == 0)
-            device.streams[stream.handle] = stream
-        return stream.handle
-
-    @driver_call()
-    def cuStreamDestroy(self, stream: int) -> None:
-        found = self._stream(stream, "cuStreamDestroy")
-        if stream in (0, _LEGACY_STREAM):
-            raise cuda_error(_INVALID_HANDLE, "cuStreamDestroy", "the NULL stream cannot be destroyed")
-        device = self._by_context[found.owner]
-        with device.lock:
-            device.streams.pop(stream, None)
-        found.close()
-
-    @driver_call()
-    def cuStreamSynchronize(self, stream: int) -> None:
-        moment = self._stream(stream, "cuStreamSynchronize").last
-        self._await(moment)
-        self.require_healthy("cuStreamSynchronize")
-        self._require_results(moment, "cuStreamSynchronize", clear=True)
-
-    @driver_call()
-    def cuStreamQuery(self, stream: int) -> int:
-        found = self._stream(stream, "cuStreamQuery")
-        moment = found.last
-        if not moment.reached:
-            return _NOT_READY
-        self.require_healthy("cuStreamQuery")
-        self._require_results(moment, "cuStreamQuery", clear=False)
-        found.observe(moment.sequence)
-        return 0
-
-    @driver_call()
-    def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
-        if flags not in (0, 1):
-            raise cuda_error(_INVALID_VALUE, "cuStreamWaitEvent", f"flags is {flags}, and must be 0")
-        waiter = self._stream(stream, "cuStreamWaitEvent")
-        record = self._event(event, "cuStreamWaitEvent").record
-        if record is None:
-            return  # CUDA: waiting for an event that was never recorded is no wait
-        waiter.order_after(record.past)
-
-        def arrive() -> None:
-            """Nothing to do: reaching this operation is the wait."""
-
-        self._enqueue(stream, arrive, "cuStreamWaitEvent")
-
-    # events
-
-    @driver_call()
-    def cuEventCreate(self, flags: int) -> int:
-        if flags & ~0x7:
-            raise cuda_error(_INVALID_VALUE, "cuEventCreate", f"unknown flags {flags:#x}")
-        device = self._current("cuEventCreate")
-        event = Event(next(self._handles), device.context, not flags & 2, call_site())
-        with device.lock:
-            device.events[event.handle] = event
-        return event.handle
-
-    @driver_call()
-    def cuEventDestroy(self, event: int) -> None:
-        found = self._event(event, "cuEventDestroy")
-        device = self._by_context[found.owner]
-        with device.lock:
-            device.events.pop(event, None)
-
-    @driver_call()
-    def cuEventRecord(self, event: int, stream: int) -> None:
-        found = self._event(event, "cuEventRecord")
-        queue = self._stream(stream, "cuEventRecord")
-        if found.owner != queue.owner:
-            raise cuda_error(_INVALID_HANDLE, "cuEventRecord", "event and stream belong to different devices")
-        box: list[Event.Recording] = []
-        ready = threading.Event()
-
-        def stamp() -> None:
-            ready.wait()  # the recording is published right after the push that made this operation
-            box[0].time_ns = self.clock.now_ns()
-
-        device = self._by_context[found.owner]
-        with device.lock:
-            moment = self._enqueue(stream, stamp, "cuEventRecord")
-            found.record = Event.Recording(moment, queue.order())
-            box.append(found.record)
-        ready.set()
-
-    @driver_call()
-    def cuEventQuery(self, event: int) -> int:
-        record = self._event(event, "cuEventQuery").record
-        if record is None:
-            return 0
-        if not record.moment.reached:
-            return _NOT_READY
-        self.require_healthy("cuEventQuery")
-        self._require_results(record.moment, "cuEventQuery", clear=False)
-        record.moment.stream.observe(record.moment.sequence)
-        return 0
-
-    @driver_call()
-    def cuEventSynchronize(self, event: int) -> None:
-        record = self._event(event, "cuEventSynchronize").record
-        if record is not None:
-            self._await(record.moment)
-            self.require_healthy("cuEventSynchronize")
-            self._require_results(record.moment, "cuEventSynchronize", clear=True)
-
-    @driver_call()
-    def cuEventElapsedTime(self, start: int, end: int) -> float:
-        call = "cuEventElapsedTime"
-        times: list[int] = []
-        pending = False
-        for role, handle in (("start", start), ("end", end)):
-            event = self._event(handle, call)
-            if not event.timing:
-                raise cuda_error(_INVALID_HANDLE, call, f"the {role} event was created with CU_EVENT_DISABLE_TIMING")
-            if event.record is None:
-                raise cuda_error(_INVALID_HANDLE, call, f"the {role} event was never recorded")
-            pending = pending or not event.record.moment.reached
-            times.append(event.record.time_ns)
-        if pending:
-            raise cuda_error(_NOT_READY, call, "an event is not complete yet; synchronize it first")
-        return (times[1] - times[0]) / 1e6
-
-
-def _host_view(address: int, nbytes: int) -> npt.NDArray[np.uint8]:
-    buffer: Any = (ctypes.c_uint8 * nbytes).from_address(address)
-    return np.frombuffer(buffer, np.uint8)
+    def _told(self, call: str, code: int, why: str) -> CudaError:
+        error = super()._error(call, code)
+        return CudaError(code, error.name, call, why) if why else error

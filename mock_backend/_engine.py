@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtx_py._errors import CudaError, EngineError, PlanError, TrtxError, VersionMismatchError
-from trtx_py._types import Array, Shape, TensorInfo, TensorMode
+from trtx_py._types import Array, LayerPrecision, Shape, TensorInfo, TensorMode
 from trtx_py.backends.protocols import BackendContext
 
-from ._arena import ALIGNMENT
-from ._context import MockContext
+from ._clock import RealClock
+from ._context import ALIGNMENT, MockContext
 from ._dtypes import onnx_type_name
 from ._graph import weight_tensors
+from ._layer_times import LayerTimes
+from ._layers import model_precisions
 from ._numerics import Numerics
 from ._plan import PlanPayload
+from ._refit import MockRefitter
 from ._seam import LiveObject, Seam
 from ._shapes import ShapeResolver
 
@@ -88,6 +91,10 @@ class MockRuntime(LiveObject):
         self._check_origin(payload, call)
         return MockEngine(self._seam, self, payload, self._device, self._settings)
 
+    def runtime_cache(self) -> bytes | None:
+        """None: the mock compiles nothing."""
+        return None
+
     def _check_origin(self, payload: PlanPayload, call: str) -> None:
         def mismatch(plan: str, here: str, next_step: str) -> TrtxError:
             text = f"the plan was built for {plan}, but this runtime is {here}; {next_step}"
@@ -107,6 +114,9 @@ class MockRuntime(LiveObject):
             raise mismatch(
                 built, f"compute capability {self._capability}", "name it in compute_capabilities and rebuild"
             )
+
+
+_REFIT_FLAGS = frozenset({"REFIT", "REFIT_IDENTICAL", "REFIT_INDIVIDUAL"})
 
 
 class MockEngine(LiveObject):
@@ -167,6 +177,33 @@ class MockEngine(LiveObject):
     def num_layers(self) -> int:
         return self._payload.num_layers
 
+    def layer_precisions(self) -> tuple[LayerPrecision, ...]:
+        """One layer for each node of the model in the plan."""
+        return model_precisions(self.dims_model)
+
+    def create_refitter(self) -> MockRefitter:
+        """See BackendEngine. Of a plan that was built to be refitted."""
+        if not _REFIT_FLAGS & set(self._payload.options.get("flags", ())):
+            text = f"the weights of {self} cannot be changed: it was built without BuilderOptions(refit=...)"
+            raise self._seam.refuse("createInferRefitter", text, _engine_error)
+        return MockRefitter(self._seam, self, self.dims_model, self._payload.options.get("refittable_weights"))
+
+    def take_weights(self) -> None:
+        """``dims_model`` has other weights now. There is no context yet."""
+        self.numerics = Numerics(self.dims_model, self._payload.tensors, threads=self.settings.threads)
+        self.shapes = ShapeResolver(self.dims_model, self._payload.tensors, self.numerics)
+
+    @property
+    def weight_streaming_bytes(self) -> int:
+        """Weights that could stay on the host: all, in a plan built for it."""
+        return self._weights if "WEIGHT_STREAMING" in self._payload.options.get("flags", ()) else 0
+
+    def set_weight_streaming_budget(self, nbytes: int) -> None:
+        """See BackendEngine. It has no effect on the numbers, and the mock holds all weights on its device."""
+        if not self.weight_streaming_bytes:
+            text = f"{self} was built without weight_streaming"
+            raise self._seam.refuse("ICudaEngine::setWeightStreamingBudgetV2", text, _engine_error)
+
     @property
     def weights_bytes(self) -> int:
         return self._weights
@@ -179,25 +216,50 @@ class MockEngine(LiveObject):
     def device_memory_bytes(self, profile: int | None) -> int:
         """Activation memory of one context, in bytes; an estimate, see ShapeResolver.working_set_bytes."""
         self._seam.enter("device_memory_bytes", _engine_error)
-        if profile is None:
-            return max(self._activations)
-        if not 0 <= profile < self.num_profiles:
+        if profile is not None and not 0 <= profile < self.num_profiles:
             raise EngineError(f"{self} has profiles 0 to {self.num_profiles - 1}, not {profile}")
-        return self._activations[profile]
+        return self.activation_bytes(profile)
 
-    def create_context(self) -> BackendContext:
-        """A context with its activation memory. Raises EngineError, also when there is not enough memory."""
+    def activation_bytes(self, profile: int | None) -> int:
+        """As device_memory_bytes, without a call."""
+        return max(self._activations) if profile is None else self._activations[profile]
+
+    @property
+    def user_managed_memory(self) -> bool:
+        return True
+
+    @property
+    def num_aux_streams(self) -> int:
+        """Kernels of the mock have no parallel branches."""
+        return 0
+
+    @property
+    def captures_itself(self) -> bool:
+        return False
+
+    @property
+    def untried_profiler(self) -> str | None:
+        return None
+
+    def layer_times(self) -> LayerTimes:
+        """What one enqueue with a profiler is timed by; it computes the model node by node."""
+        real = type(self._seam.driver.clock) is RealClock
+        settings = self.settings
+        return LayerTimes(
+            self.dims_model if settings.compute else None, self._payload.tensors,
+            threads=settings.threads, duration_s=settings.duration_s, real=real,
+        )  # fmt: skip
+
+    def create_context(self, *, own_memory: bool = True, cuda_graphs: bool = True) -> BackendContext:
+        """A context, with its activation memory if ``own_memory``. ``cuda_graphs`` has no meaning here.
+
+        Raises EngineError, also when there is not enough memory.
+        """
         call = "ICudaEngine::createExecutionContext"
         self._alive(call, _engine_error)
         self._seam.enter("create_context", _engine_error)
         self._on_device(self._device, call, _engine_error)
-        nbytes = max(max(self._activations), ALIGNMENT)
-        try:
-            memory = self._seam.driver.allocate(nbytes, "cuMemAlloc", label=f"activations of engine {self.name!r}")
-        except CudaError as cause:
-            text = f"the activation memory of a context of {self.name!r} takes {nbytes} bytes: {cause}"
-            raise self._seam.refuse(call, text, _engine_error, code="2: OutOfMemory") from cause
-        context = MockContext(self._seam, self, memory)
+        context = MockContext(self._seam, self, self._activations_for_context(call) if own_memory else None)
         with self._lock:
             # 8.6 gives profile 0 to the first context alone; an engine that shares profiles gives it to each
             if self._payload.profile_sharing or not self._has_had_context:
@@ -205,6 +267,15 @@ class MockEngine(LiveObject):
                 self._profile_holders.setdefault(0, context)
             self._has_had_context = True
         return context
+
+    def _activations_for_context(self, call: str) -> tuple[int, int]:
+        nbytes = max(self.activation_bytes(None), ALIGNMENT)
+        try:
+            address = self._seam.driver.allocate(nbytes, "cuMemAlloc", label=f"activations of engine {self.name!r}")
+        except CudaError as cause:
+            text = f"the activation memory of a context of {self.name!r} takes {nbytes} bytes: {cause}"
+            raise self._seam.refuse(call, text, _engine_error, code="2: OutOfMemory") from cause
+        return address, nbytes
 
     def claim_profile(self, context: MockContext, index: int) -> str:
         """Give profile ``index`` to ``context``; the reason if it cannot have it, an empty string if it has it now."""

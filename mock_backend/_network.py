@@ -9,10 +9,20 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from trtx_py._errors import BuilderError, ParserError, ParserIssue, TrtxError
-from trtx_py._types import Severity, TensorInfo, TensorLocation, TensorMode
+from trtx_py._types import DataType, LayerPrecision, Severity, TensorInfo, TensorLocation, TensorMode
+from trtx_py.network import LayerRequest, TensorFacts
 
+from ._building import LayerGraph
 from ._dtypes import Dim, onnx_type_name, tensor_dims, trt_type
-from ._graph import all_nodes, operands_not_constant, shape_tensors, weight_tensors, without_weights
+from ._graph import (
+    all_nodes,
+    data_dependent,
+    operands_not_constant,
+    shape_tensors,
+    weight_tensors,
+    without_weights,
+)
+from ._layers import model_precisions
 from ._operators import SUPPORTED, TABLE_VERSION
 from ._seam import LiveObject, Seam
 from ._shapes import infer
@@ -89,26 +99,75 @@ class MockNetwork(LiveObject):
         self._operators = operators
         self._model: onnx.ModelProto | None = None
         self._tensors: tuple[TensorInfo, ...] = ()
+        self._layers: LayerGraph | None = None
 
     @property
     def model(self) -> onnx.ModelProto:
-        """The parsed model with its weights. Raises BuilderError before a successful parse."""
+        """The model with its weights, parsed or built of layers. Raises BuilderError before there is one."""
+        self._finish()
         if self._model is None:
             raise BuilderError("the network is empty: parse_onnx() must succeed before it can be built")
         return self._model
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
+        self._finish()
         return tuple(t for t in self._tensors if t.mode is TensorMode.INPUT)
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
+        self._finish()
         return tuple(t for t in self._tensors if t.mode is TensorMode.OUTPUT)
 
     @property
     def num_layers(self) -> int:
         """Nodes of the main graph that compute something; TensorRT's own count differs, it splits and merges nodes."""
+        if self._layers is not None:
+            return self._layers.num_layers
         return 0 if self._model is None else sum(n.op_type != "Constant" for n in self._model.graph.node)
+
+    def layer_precisions(self) -> tuple[LayerPrecision, ...]:
+        """One layer for each node; TensorRT's parser splits and merges some."""
+        self._finish()
+        return () if self._model is None else model_precisions(self._model)
+
+    def add_input(self, facts: TensorFacts) -> None:
+        self._building("add_input").add_input(facts)
+
+    def add_layer(self, request: LayerRequest) -> tuple[TensorFacts, ...]:
+        """See BackendNetwork. The outputs are what ONNX makes of the layer."""
+        return self._building("add_layer").add_layer(request)
+
+    def mark_output(self, facts: TensorFacts, name: str) -> None:
+        self._building("mark_output").outputs[name] = facts
+
+    def unmark_output(self, facts: TensorFacts) -> None:
+        outputs = self._building("unmark_output").outputs
+        for name in [name for name, one in outputs.items() if one == facts]:
+            del outputs[name]
+
+    def set_layer_type(self, request: LayerRequest, output: int | None, dtype: DataType) -> None:
+        """Refused, as by a strongly typed TensorRT."""
+        raise BuilderError(
+            f"the mock is strongly typed: the type of {request} follows from its inputs; put add_cast before or after"
+        )
+
+    def _building(self, call: str) -> LayerGraph:
+        """The graph to change; what was made of it before no longer counts."""
+        self._alive(call, lambda text, log: BuilderError(text, tensorrt_log=log))
+        self._seam.enter(call, lambda text, log: BuilderError(text, tensorrt_log=log))
+        if self._layers is None:
+            self._layers = LayerGraph()
+        self._model, self._tensors = None, ()
+        return self._layers
+
+    def _finish(self) -> None:
+        """Make the model that the layers amount to, checked as a parsed one is."""
+        if self._layers is None or self._model is not None or not self._layers.outputs:
+            return
+        model = self._layers.model("network")
+        self._tensors = self._checked(model)
+        self._model = model
 
     def parse_onnx(self, model: bytes, directory: str | None) -> None:
         """Parse and check a serialized ModelProto; see BackendNetwork. Raises ParserError with every issue."""
@@ -328,6 +387,7 @@ class MockNetwork(LiveObject):
             if issues:
                 raise self._failure(issues)
         inferred = {value.name: value.type.tensor_type for value in known_types.output}
+        decided = {value.name for value in parsed.graph.output} if shape_names else data_dependent(parsed.graph)
         tensors = []
         for name, dims in inputs.items():
             dtype = trt_type(types[name].elem_type)
@@ -350,7 +410,7 @@ class MockNetwork(LiveObject):
             known = tensor_dims(declared)
             if dims_or_none is None:
                 dims_or_none = known
-            elif known is not None and len(known) == len(dims_or_none) and not shape_names:
+            elif known is not None and len(known) == len(dims_or_none) and value.name not in decided:
                 # inference knows less than TensorRT's; a declared number fills its gaps, unless a value may decide it
                 dims_or_none = tuple(a if isinstance(a, int) else b for a, b in zip(dims_or_none, known, strict=True))
             if dtype is None or dims_or_none is None:

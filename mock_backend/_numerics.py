@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtx_py._types import Array, DataType, TensorInfo, TensorMode
+from trtx_py.quantize._reference import WRONG_OPTIMIZERS
+from trtx_py.quantize._simulate import rounding_model
 
 from ._dtypes import CARRIED
 
@@ -69,6 +71,7 @@ class Numerics:
             found = [] if other is None else _run_or_nothing(other, self._fetches, feeds)
             if not found:
                 raise
+            self._loaded(other)
             self._runner, self.engine = other, "onnx.reference"
         return found
 
@@ -78,14 +81,30 @@ class Numerics:
                 return
             model = self._widened()
             self._model_to_run = model
-            self._runner, self.engine = _load(model, self._threads)
+            self._runner, self.engine = _load(model, self._session_options)
+            self._loaded(self._runner)
+
+    def _session_options(self, onnxruntime: Any) -> Any:
+        """How ONNX Runtime shall run the model."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Q and DQ are computed as they stand: its integer kernels round elsewhere than TensorRT's.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return options
+
+    def _loaded(self, runner: Any) -> None:
+        """A hook for a runner that was just made."""
 
     def _widened(self) -> onnx.ModelProto:
         import onnx
         from onnx import TensorProto, helper
 
         model = onnx.ModelProto()
-        model.CopyFrom(self._model)
+        # ONNX Runtime leaves out most roundings of FP16 and has no BF16; the error of a precision would not be real.
+        model.CopyFrom(rounding_model(self._model)[0])
         graph = model.graph
         weights = {tensor.name for tensor in graph.initializer}
         declared = {v.name: v for v in graph.input if v.name not in weights}
@@ -121,7 +140,7 @@ class Numerics:
         return model
 
 
-def _load(model: onnx.ModelProto, threads: int) -> tuple[Any, str]:
+def _load(model: onnx.ModelProto, session_options: Callable[[Any], Any]) -> tuple[Any, str]:
     """A runner with ``run(names, feeds)`` and the name of what is behind it."""
     try:
         # From 1.31 on it keeps telemetry in the user's home, to be sent to its vendor, unless this is set before it is
@@ -133,14 +152,13 @@ def _load(model: onnx.ModelProto, threads: int) -> tuple[Any, str]:
     if onnxruntime is not None and any(_differs_from_onnx(node, onnxruntime.__version__) for node in model.graph.node):
         reason = f"onnxruntime {onnxruntime.__version__} does not compute Attention as ONNX defines it"
     elif onnxruntime is not None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(onnxruntime)
         try:
             data = model.SerializeToString()
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), "onnxruntime"
+            session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS
+            )
+            return session, "onnxruntime"
         except Exception as error:  # its exceptions share no public base
             reason = f"onnxruntime cannot load this model ({error})"
     else:

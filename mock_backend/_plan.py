@@ -6,20 +6,22 @@ patch, build), 28-31 length of the JSON header, 32-63 SHA-256 of all that follow
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from trtx_py._errors import PlanError
-from trtx_py._types import DataType, ShapeRange, TensorInfo, TensorLocation, TensorMode
+from trtx_py._types import DataType, Shape, ShapeRange, TensorInfo, TensorLocation, TensorMode
 
 __all__ = ["MAGIC", "PlanPayload", "version_bytes"]
 
 MAGIC = b"mtrt"
 _LAYOUT = 1
+_MOST_PROFILES = 4096  # an engine computes something for each; nothing that was built has nearly as many
 _HEAD = struct.Struct("<4sIQQ4sI32s")
 
 
@@ -90,18 +92,33 @@ class PlanPayload:
         if hashlib.sha256(body).digest() != digest:
             raise PlanError("the plan's checksum does not match its content: it was damaged after it was built")
         try:
-            header = json.loads(body[:header_length])
-            result = cls(
-                flavour=header["flavour"], version=header["version"], name=header["name"],
-                compute_capabilities=tuple(header["compute_capabilities"]), profile_sharing=header["profile_sharing"],
-                tensors=tuple(_tensor_in(t) for t in header["tensors"]), num_profiles=header["num_profiles"],
-                num_layers=header["num_layers"], model=body[header_length:], options=header["options"],
-                real_plan=header["real_plan"],
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
-            raise PlanError(f"the plan's head is damaged: {error}") from error
-        if version_bytes(result.version) != version:
-            raise PlanError("the plan's head is damaged: its two version fields differ")
+            found = json.loads(body[:header_length])
+        except (ValueError, RecursionError) as error:
+            raise _damaged(f"it is no JSON: {error}") from error
+        header = _Fields(found, "header")
+        result = cls(
+            flavour=header.text("flavour"), version=header.text("version"), name=header.text("name"),
+            compute_capabilities=header.texts("compute_capabilities"),
+            profile_sharing=header.boolean("profile_sharing"),
+            tensors=tuple(_tensor_in(entry, f"tensors[{i}]") for i, entry in enumerate(header.row("tensors"))),
+            num_profiles=header.count("num_profiles"), num_layers=header.count("num_layers"),
+            model=body[header_length:], options=header.mapping("options"),
+            real_plan=header.mapping_or_none("real_plan"),
+        )  # fmt: skip
+        try:
+            same = version_bytes(result.version) == version
+        except ValueError as error:
+            raise _damaged(str(error)) from error
+        if not same:
+            raise _damaged("its two version fields differ")
+        if result.num_profiles > _MOST_PROFILES:
+            raise _damaged(f"header.num_profiles is {result.num_profiles}; expected at most {_MOST_PROFILES}")
+        for info in result.tensors:
+            wanted = result.num_profiles if info.ranges else 0
+            if len(info.ranges) != wanted:
+                raise _damaged(
+                    f"tensor {info.name!r} has {len(info.ranges)} ranges; expected one for each of {wanted} profiles"
+                )
         return result
 
 
@@ -113,11 +130,108 @@ def _tensor_out(info: TensorInfo) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tensor_in(entry: Mapping[str, Any]) -> TensorInfo:
-    rows: Sequence[Sequence[Sequence[int]]] = entry["ranges"]
+def _damaged(what: str) -> PlanError:
+    return PlanError(f"the plan's head is damaged: {what}; build the plan again")
+
+
+_E = TypeVar("_E", bound=enum.Enum)
+
+
+class _Fields:
+    """A JSON object whose values are taken by name and kind. Whatever is missing or of another kind is a PlanError."""
+
+    def __init__(self, found: object, where: str) -> None:
+        self._where = where
+        self._entries: dict[str, object] = _of(found, dict, where, "an object")
+
+    def _value(self, name: str) -> object:
+        if name not in self._entries:
+            raise _damaged(f"{self._where} has no {name!r}")
+        return self._entries[name]
+
+    def _path(self, name: str) -> str:
+        return f"{self._where}.{name}"
+
+    def text(self, name: str) -> str:
+        return _of(self._value(name), str, self._path(name), "a string")
+
+    def boolean(self, name: str) -> bool:
+        return _of(self._value(name), bool, self._path(name), "true or false")
+
+    def count(self, name: str) -> int:
+        number = _integer(self._value(name), self._path(name))
+        if number < 0:
+            raise _damaged(f"{self._path(name)} is {number}; expected 0 or more")
+        return number
+
+    def row(self, name: str) -> list[object]:
+        return _of(self._value(name), list, self._path(name), "a list")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        path = self._path(name)
+        return tuple(_of(each, str, f"{path}[{i}]", "a string") for i, each in enumerate(self.row(name)))
+
+    def mapping(self, name: str) -> dict[str, object]:
+        return _of(self._value(name), dict, self._path(name), "an object")
+
+    def mapping_or_none(self, name: str) -> dict[str, object] | None:
+        value = self._value(name)
+        return None if value is None else _of(value, dict, self._path(name), "an object or null")
+
+    def member(self, name: str, kind: type[_E]) -> _E:
+        value = self._value(name)
+        for each in kind:
+            if each.value == value and type(each.value) is type(value):
+                return each
+        raise _damaged(f"{self._path(name)} is {_shown(value)}; expected one of {[each.value for each in kind]}")
+
+    def shape(self, name: str) -> Shape:
+        return _numbers(self._value(name), self._path(name))
+
+
+_T = TypeVar("_T")
+
+
+def _of(value: object, kind: type[_T], path: str, expected: str) -> _T:
+    if not isinstance(value, kind):
+        raise _damaged(f"{path} is {_shown(value)}; expected {expected}")
+    return value
+
+
+def _integer(value: object, path: str) -> int:
+    if isinstance(value, bool):  # which is an int to Python, and none to a plan
+        raise _damaged(f"{path} is {_shown(value)}; expected a whole number")
+    number = _of(value, int, path, "a whole number")
+    if not -(1 << 63) <= number < 1 << 63:
+        raise _damaged(f"{path} does not fit 64 bits; expected a whole number that does")
+    return number
+
+
+def _numbers(value: object, path: str) -> Shape:
+    row = _of(value, list, path, "a list of whole numbers")
+    return tuple(_integer(each, f"{path}[{i}]") for i, each in enumerate(row))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:40] + '...'}"
+
+
+def _range_in(entry: object, path: str) -> ShapeRange:
+    row = _of(entry, list, path, "a list of min, opt and max")
+    if len(row) != 3:
+        raise _damaged(f"{path} has {len(row)} entries; expected min, opt and max")
+    low, opt, high = (_numbers(each, f"{path}[{i}]") for i, each in enumerate(row))
+    if not len(low) == len(opt) == len(high):
+        raise _damaged(f"{path} has {len(low)}, {len(opt)} and {len(high)} numbers; expected as many each time")
+    return ShapeRange(low, opt, high)
+
+
+def _tensor_in(entry: object, path: str) -> TensorInfo:
+    fields = _Fields(entry, path)
     return TensorInfo(
-        name=entry["name"], mode=TensorMode(entry["mode"]), dtype=DataType(entry["dtype"]),
-        shape=tuple(entry["shape"]), location=TensorLocation(entry["location"]),
-        is_shape_tensor=entry["is_shape_tensor"],
-        ranges=tuple(ShapeRange(tuple(low), tuple(opt), tuple(high)) for low, opt, high in rows),
+        name=fields.text("name"), mode=fields.member("mode", TensorMode), dtype=fields.member("dtype", DataType),
+        shape=fields.shape("shape"), location=fields.member("location", TensorLocation),
+        is_shape_tensor=fields.boolean("is_shape_tensor"),
+        ranges=tuple(_range_in(each, f"{path}.ranges[{i}]") for i, each in enumerate(fields.row("ranges"))),
     )  # fmt: skip

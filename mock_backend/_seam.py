@@ -10,10 +10,9 @@ from trtx_py._errors import CudaError, EngineError, TrtxError
 from trtx_py._types import Severity
 from trtx_py.backends.protocols import LogSink
 
-from ._arena import call_site
 from ._driver import MockDriver
 from ._faults import FaultPlan
-from ._stream import DeviceFaultError
+from ._site import call_site
 
 __all__ = ["ErrorType", "Ledger", "LiveObject", "Seam"]
 
@@ -70,9 +69,8 @@ class Seam:
         outcome = self.faults.enter(call)
         if outcome is None:
             return
-        device = self.driver.current_device()
-        if outcome.lose_device and device is not None:
-            device.fail(DeviceFaultError(outcome.code, str(outcome)))
+        if outcome.lose_device:
+            self.driver.mock.lose(outcome.code, str(outcome))
         raise self.refuse(call, f"{outcome} (code {outcome.code})", error)
 
     def refuse(self, call: str, text: str, error: ErrorType, *, code: str = "4: API Usage Error") -> TrtxError:
@@ -128,10 +126,8 @@ class LiveObject:
         except CudaError as cause:
             failure = self._seam.refuse(call, str(cause), error, code="1: Cuda Driver")
             raise failure from cause
-        if current.ordinal != device:
-            raise self._seam.refuse(
-                call, f"device {current.ordinal} is current, but {self} is on device {device}", error
-            )
+        if current != device:
+            raise self._seam.refuse(call, f"device {current} is current, but {self} is on device {device}", error)
 
     def __str__(self) -> str:
         name = f" {self._label!r}" if self._label else ""

@@ -25,10 +25,19 @@ _Key = tuple[tuple[str, Shape | None, bytes | None], ...]
 
 
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
-    """ONNX shape inference with value propagation. With ``strict`` it raises onnx.shape_inference.InferenceError."""
+    """ONNX shape inference with value propagation, where no vector is too long for that.
+
+    With ``strict`` it raises onnx.shape_inference.InferenceError.
+    """
     from onnx import shape_inference
 
-    return shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=True)
+    return shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=_follows_values(model))
+
+
+def _follows_values(model: onnx.ModelProto) -> bool:
+    from trtx_py.convert._worker._shapes import follows_values  # not at the top: it brings what converts models
+
+    return follows_values(model)
 
 
 class ShapeResolver:
@@ -121,7 +130,7 @@ class ShapeResolver:
         fixed = self._fixed(shapes, values)
         complete = all(name in values or self._is_complete(info, shapes) for name, info in self._inputs.items())
         try:
-            inferred = shape_inference.infer_shapes(fixed, strict_mode=complete, data_prop=True)
+            inferred = shape_inference.infer_shapes(fixed, strict_mode=complete, data_prop=_follows_values(fixed))
         except shape_inference.InferenceError as error:
             # strict inference also fails on sound models, inside operators that are functions: running decides
             if self._numerics is None:

@@ -283,7 +283,7 @@ class RuntimeConformance(_Suite):
             network = builder.create_network()
             try:
                 network.parse_onnx(self._model(), None)
-                return builder.build_serialized_network(network, BuildOptions(profiles=profiles), None)
+                return bytes(builder.build_serialized_network(network, BuildOptions(profiles=profiles), None))
             finally:
                 network.destroy()
         finally:

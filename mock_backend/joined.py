@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from trtx_py._errors import BuilderError, EngineError, ParserError
-from trtx_py._types import BackendInfo, BuildOptions, Severity, TensorInfo, TensorLocation, TensorMode
+from trtx_py._types import (
+    BackendInfo,
+    BuildOptions,
+    DataType,
+    LayerPrecision,
+    Severity,
+    TensorInfo,
+    TensorLocation,
+    TensorMode,
+)
 from trtx_py.backends.protocols import BackendBuilder, BackendNetwork, BuildProgress, LogSink, TensorRTBackend
+from trtx_py.network import LayerRequest, TensorFacts
 
 from ._backend import MockBackend
 from ._builder import MockBuilder, make_payload
@@ -46,6 +57,12 @@ class JoinedBackend:
     def info(self) -> BackendInfo:
         return self._info
 
+    def plan_settings(self) -> dict[str, object] | None:
+        """Those of both; None if the real backend does not say."""
+        describe = getattr(self._real, "plan_settings", None)
+        real = None if describe is None else describe()
+        return None if real is None else {"real": real, "mock": self._mock.plan_settings()}
+
     @property
     def driver(self) -> MockDriver:
         return self._mock.driver
@@ -66,11 +83,18 @@ class JoinedBackend:
         return JoinedBuilder(real, shadow, self._info, self._mock.compute_capability)
 
     def create_runtime(
-        self, log: LogSink, *, device: int, lean_library: str | None, allow_host_code: bool
+        self,
+        log: LogSink,
+        *,
+        device: int,
+        lean_library: str | None,
+        allow_host_code: bool,
+        runtime_cache: bytes | None = None,
     ) -> MockRuntime:
         return self._mock.create_runtime(
-            log, device=device, lean_library=lean_library, allow_host_code=allow_host_code, info=self._info
-        )
+            log, device=device, lean_library=lean_library, allow_host_code=allow_host_code,
+            runtime_cache=runtime_cache, info=self._info,
+        )  # fmt: skip
 
 
 def _quiet(severity: Severity, line: str) -> None:
@@ -96,6 +120,33 @@ class JoinedNetwork:
                 tensorrt_log=error.tensorrt_log,
             ) from error
 
+    def add_input(self, facts: TensorFacts) -> None:
+        self.real.add_input(facts)
+        self.shadow.add_input(facts)
+
+    def add_layer(self, request: LayerRequest) -> tuple[TensorFacts, ...]:
+        """The real network first; its types and shapes are those that count."""
+        made = self.real.add_layer(request)
+        try:
+            self.shadow.add_layer(request)
+        except BuilderError as error:
+            raise BuilderError(
+                f"the real network took {request}, but the mock that should run it did not: {error.message}",
+                tensorrt_log=error.tensorrt_log,
+            ) from error
+        return made
+
+    def mark_output(self, facts: TensorFacts, name: str) -> None:
+        self.real.mark_output(facts, name)
+        self.shadow.mark_output(facts, name)
+
+    def unmark_output(self, facts: TensorFacts) -> None:
+        self.real.unmark_output(facts)
+        self.shadow.unmark_output(facts)
+
+    def set_layer_type(self, request: LayerRequest, output: int | None, dtype: DataType) -> None:
+        self.real.set_layer_type(request, output, dtype)
+
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
         return self.real.inputs
@@ -107,6 +158,9 @@ class JoinedNetwork:
     @property
     def num_layers(self) -> int:
         return self.real.num_layers
+
+    def layer_precisions(self) -> tuple[LayerPrecision, ...]:
+        return self.real.layer_precisions()
 
     def destroy(self) -> None:
         try:
@@ -131,6 +185,9 @@ class JoinedBuilder:
         except BaseException:
             real.destroy()
             raise
+
+    def load_plugins(self, libraries: Sequence[str], creators: Sequence[object]) -> None:
+        self._real.load_plugins(libraries, creators)
 
     def build_serialized_network(self, network: Any, options: BuildOptions, progress: BuildProgress | None) -> bytes:
         """A mock plan for what the real builder built. Raises BuilderError, in the real library's words."""

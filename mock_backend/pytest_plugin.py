@@ -16,8 +16,14 @@ __all__ = ["mock_backend", "mock_backend_factory", "trtx_backend_env"]
 
 
 @pytest.fixture
-def mock_backend_factory() -> Iterator[Callable[..., MockBackend]]:
-    """Makes backends: call it with MockBackend's keyword arguments.
+def _private_engine_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A test that plans a fault for a build must not find the plan of an earlier one, of this run or another."""
+    monkeypatch.setenv("TRTX_CACHE_DIR", str(tmp_path_factory.mktemp("trtx-cache")))
+
+
+@pytest.fixture
+def mock_backend_factory(_private_engine_cache: None) -> Iterator[Callable[..., MockBackend]]:
+    """Makes backends: call it with MockBackend's keyword arguments. The engine cache of the test is its own, and empty.
 
     At the end of the test every backend made through it must be clean: nothing leaked, nothing damaged. A test that
     leaves things open on purpose makes its MockBackend itself.
@@ -68,7 +74,10 @@ def mock_backend(mock_backend_factory: Callable[..., MockBackend]) -> MockBacken
 
 
 @pytest.fixture
-def trtx_backend_env(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Makes the mock the default backend of trtx_py for one test; the value of TRTX_BACKEND that it sets."""
+def trtx_backend_env(_private_engine_cache: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes the mock the default backend of trtx_py for one test; the value of TRTX_BACKEND that it sets.
+
+    The engine cache of the test is its own, and empty.
+    """
     monkeypatch.setenv("TRTX_BACKEND", "mock")
     return "mock"

@@ -39,17 +39,23 @@ find_python() {
     return 1
 }
 
-# Distributions keep venv in a package of its own; install it if we may, else say what is missing.
-need_venv_module() {
-    "$1" -c 'import ensurepip, venv' 2>/dev/null && return 0
-    local version
+# need_packages PYTHON: what a distribution keeps in packages of their own: venv, the headers, a C compiler for the
+# extension modules. Installs what is missing if we may, else says what it is.
+need_packages() {
+    local version missing=()
     version="$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    "$1" -c 'import ensurepip, venv' 2>/dev/null || missing+=("python$version-venv")
+    "$1" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h")).close()' 2>/dev/null ||
+        missing+=("python$version-dev")
+    command -v "${CC:-gcc}" >/dev/null || missing+=(gcc libc6-dev)
+    [ "${#missing[@]}" -gt 0 ] || return 0
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing python$version-venv"
+        say "installing ${missing[*]}"
         apt-get -qq update || return 1
-        DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "python$version-venv" >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
     else
-        echo "error: $1 has no venv module; install it (Debian, Ubuntu: apt-get install python$version-venv)" >&2
+        echo "error: $1 lacks its venv module or its headers, or there is no C compiler; install (Debian, Ubuntu):" \
+            "apt-get install ${missing[*]}" >&2
         return 1
     fi
 }
@@ -70,16 +76,16 @@ gpu_present() { [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; }
 # The extras of each set of packages. TRTX_EXTRAS adds to any of them (for example: TRTX_EXTRAS=tensorrt).
 extras_of() {
     case "$1" in
-        demo) printf mock; if gpu_present; then printf ',rtx'; fi ;;
+        demo) printf 'mock,cli'; if gpu_present; then printf ',rtx'; fi ;;
         unit) printf test-core ;;
-        test) printf 'test,dev' ;;
+        test) printf 'test,dev,docs' ;;
         *) echo "error: no package set $1" >&2; return 1 ;;
     esac
     printf '%s' "${TRTX_EXTRAS:+,$TRTX_EXTRAS}"
 }
 
-# ensure_env VENV SET [X.Y]: VENV holds the package (editable) and SET's packages. Every step says what to do if it
-# fails, because bash ignores "set -e" in a function that is called as a condition.
+# ensure_env VENV SET [X.Y]: VENV holds the package (editable) and SET's packages; its extension modules are up to date.
+# Every step says what to do if it fails, because bash ignores "set -e" in a function that is called as a condition.
 # Made anew when pyproject.toml or the list of model packages changed, or when its interpreter is gone.
 ensure_env() {
     local venv="$1" set="$2" want="${3:-}" python wanted extras mark
@@ -90,7 +96,7 @@ ensure_env() {
             echo "error: no CPython ${want:-3.10 or newer} found; install one or set PYTHON" >&2
             return 1
         }
-        need_venv_module "$python" || return 1
+        need_packages "$python" || return 1
         say "making $venv with $("$python" -V) ($python)"
         rm -rf "$venv"
         "$python" -m venv "$venv" || return 1
@@ -112,4 +118,5 @@ ensure_env() {
         esac
         echo "$extras" >"$mark"
     fi
+    scripts/build-native "$venv/bin/python"
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import operator
 import os
+import secrets
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -71,6 +73,37 @@ def checked_path(value: Any, what: str, expected: str = "a path") -> str:
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(f"{what} {path!r} cannot be the name of a file: {error.reason}") from error
     return path
+
+
+def replace_file(path: str, content: bytes, what: str) -> None:
+    """Write ``content`` to ``path`` in one step: a reader sees the old file or the whole new one.
+
+    Raises InvalidArgumentError if that cannot be done; no file is left then.
+    """
+    target = os.path.abspath(path)
+    temporary = os.path.join(os.path.dirname(target), f".trtx-{secrets.token_hex(8)}")
+    try:
+        # Not tempfile: the file is to have the permissions that the umask gives a new one.
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{what} cannot be saved to {target!r}: {error.strerror}; nothing was written there"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is there only if something failed
+            os.unlink(temporary)
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` was probably meant to be."""
+    import difflib  # slow to import, and only errors need it
+
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return found[0] if found else None
 
 
 def checked_timeout(value: Any, what: str = "timeout_s") -> float | None:

@@ -7,14 +7,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import checked_int, checked_shape
+from ._builder_options import BuilderOptions
 from ._errors import InvalidArgumentError, ShapeError
+from ._precision import PrecisionRequest
 from ._resource import Resource
 from ._types import BuildOptions, ProfileSpec, ShapeRange
 
 if TYPE_CHECKING:
     from ._builder import Builder
+    from .quantize import Calibration, PrecisionPolicy
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int4-weights")
+#: Attributes of a config that BuilderOptions has too.
+_SHARED = (
+    "precision", "calibration", "precision_policy", "require_precision", "workspace_bytes", "optimization_level",
+    "max_aux_streams", "profile_sharing", "compute_capabilities",
+)  # fmt: skip
 
 
 def checked_range(name: Any, minimum: Any, optimum: Any, maximum: Any) -> ShapeRange:
@@ -39,6 +47,17 @@ def _checked_flag(flag: Any) -> str:
     if not (isinstance(flag, str) and flag.isidentifier()):
         raise InvalidArgumentError(f'flag is {flag!r}; expected a name of nvinfer1::BuilderFlag such as "TF32"')
     return flag.upper()
+
+
+def _checked_triple(number: int, name: str, limits: object) -> ShapeRange:
+    given: Any = limits
+    try:
+        minimum, optimum, maximum = given
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(
+            f"profile {number}, {name!r}: {limits!r}; expected three shapes (min, opt, max)"
+        ) from None
+    return checked_range(name, minimum, optimum, maximum)
 
 
 class OptimizationProfile(Resource):
@@ -88,8 +107,14 @@ class BuilderConfig(Resource):
 
     Attributes:
         workspace_bytes: scratch memory that a layer may use on the device, in bytes; None leaves TensorRT's default.
-        precision: None keeps the model's own types. Words: "fp32", "tf32", "fp16", "bf16", "int8", "fp8"; strongly
-            typed TensorRT (RTX, 11, the mock) takes the types from the model and refuses words that would change them.
+        precision: None keeps the model's own types. Words: "fp32", "tf32", "fp16", "bf16", "int8", "fp8",
+            "int4-weights". The types of inputs and outputs stay. Where TensorRT is strongly typed (RTX, 11, the mock)
+            the model is converted before the build, by casts or Q/DQ; where it is weakly typed builder flags allow it
+            to TensorRT, which chooses for each layer.
+        calibration: data for "int8" and "fp8", and for what ``precision_policy`` measures.
+        precision_policy: what stays in FP32 when the model is converted.
+        require_precision: fail the build with PrecisionError unless every convolution and matrix product computes in
+            ``precision``, but for what the conversion kept in FP32 by its rules.
         compute_capabilities: GPU architectures to build for, such as ("8.9",); empty means the GPU at hand.
         optimization_level: 0 (fast build) to 5 (fast engine); None leaves the default.
         max_aux_streams: auxiliary streams inside the engine, 0 to 7; None leaves the choice to TensorRT.
@@ -100,27 +125,58 @@ class BuilderConfig(Resource):
 
     _workspace_bytes: int | None
     _precision: str | None
+    _calibration: Calibration | None
+    _precision_policy: PrecisionPolicy | None
+    _require_precision: bool
     _compute_capabilities: tuple[str, ...]
     _flags: set[str]
     _optimization_level: int | None
     _max_aux_streams: int | None
     _profiles: list[ProfileSpec]
     _profile_sharing: bool
+    _options: BuilderOptions
 
     def __init__(self) -> None:
         self._refuse_construction("builder.create_config()")
 
     @classmethod
-    def _create(cls, builder: Builder) -> BuilderConfig:
+    def _create(cls, builder: Builder, options: BuilderOptions | None = None) -> BuilderConfig:
+        given: object = options
+        if given is not None and not isinstance(given, BuilderOptions):
+            raise InvalidArgumentError(f"options is {type(given).__name__}; expected trtx.BuilderOptions(...), or None")
         config = cls.__new__(cls)
         with config._opening(builder):
             config._workspace_bytes = config._precision = None
+            config._calibration = config._precision_policy = None
+            config._require_precision = False
             config._compute_capabilities = ()
             config._flags = set()
             config._optimization_level = config._max_aux_streams = None
             config._profiles = []
             config._profile_sharing = True
+            config._options = BuilderOptions() if options is None else options
+        try:
+            config._take_options()
+        except BaseException:
+            config.close()
+            raise
         return config
+
+    def _take_options(self) -> None:
+        options = self._options
+        for name in _SHARED:
+            setattr(self, name, getattr(options, name))
+        self._flags.update(options.builder_flags)
+        for number, spec in enumerate(options.profiles):
+            given: object = spec
+            if not isinstance(given, Mapping) or not given:
+                raise InvalidArgumentError(f"profile {number} is {given!r}; expected {{'x': (min, opt, max)}}")
+            self._profiles.append({name: _checked_triple(number, name, limits) for name, limits in spec.items()})
+
+    @property
+    def options(self) -> BuilderOptions:
+        """What the config was made with; its own attributes, flags and profiles count where they were changed since."""
+        return self._options
 
     @property
     def workspace_bytes(self) -> int | None:
@@ -141,6 +197,49 @@ class BuilderConfig(Resource):
         if value is not None and value not in PRECISIONS:
             raise InvalidArgumentError(f"precision is {value!r}; expected None or one of {', '.join(PRECISIONS)}")
         self._precision = value
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, value: Calibration | None) -> None:
+        self._handle.require_open()
+        if value is not None:
+            from .quantize import Calibration
+
+            if not isinstance(value, Calibration):
+                raise InvalidArgumentError(
+                    f"calibration is {type(value).__name__}; expected trtx_py.Calibration(data), or None"
+                )
+        self._calibration = value
+
+    @property
+    def precision_policy(self) -> PrecisionPolicy | None:
+        return self._precision_policy
+
+    @precision_policy.setter
+    def precision_policy(self, value: PrecisionPolicy | None) -> None:
+        self._handle.require_open()
+        if value is not None:
+            from .quantize import PrecisionPolicy
+
+            if not isinstance(value, PrecisionPolicy):
+                raise InvalidArgumentError(
+                    f"precision_policy is {type(value).__name__}; expected trtx_py.PrecisionPolicy(...), or None"
+                )
+        self._precision_policy = value
+
+    @property
+    def require_precision(self) -> bool:
+        return self._require_precision
+
+    @require_precision.setter
+    def require_precision(self, value: bool) -> None:
+        self._handle.require_open()
+        if not isinstance(value, bool):
+            raise InvalidArgumentError(f"require_precision is {value!r}; expected True or False")
+        self._require_precision = value
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
@@ -244,6 +343,9 @@ class BuilderConfig(Resource):
         """The profiles added so far, in order."""
         return tuple(self._profiles)
 
+    def _precision_request(self) -> PrecisionRequest:
+        return PrecisionRequest(self._precision, self._calibration, self._precision_policy, self._require_precision)
+
     def _snapshot(self) -> BuildOptions:
         self._handle.require_open()
         return BuildOptions(
@@ -255,4 +357,5 @@ class BuilderConfig(Resource):
             max_aux_streams=self._max_aux_streams,
             profile_sharing=self._profile_sharing,
             profiles=tuple(self._profiles),
+            further=self._options.further,
         )

@@ -14,6 +14,7 @@ from ._inputs import Arrays
 from ._lane import Lanes
 from ._request import Request
 from ._resource import Loan, Resource
+from ._site import LaneSite
 from ._types import Shape, TensorInfo, TensorLocation, TensorMode
 from .cuda._buffer import DeviceBuffer, PinnedBuffer
 from .cuda._device import DeviceAccess, checked_peer
@@ -46,7 +47,7 @@ class ExecutionContext(Resource):
         context = cls.__new__(cls)
         access = engine._runtime.device._access
         with context._opening(engine) as handle:
-            execution = Execution(access, engine._native, engine._tensors, engine._ledger, handle)
+            execution = Execution(LaneSite(access, engine._native, engine._tensors, engine._ledger, handle))
             handle.release = execution.release
             with engine._runtime._logger.attaching(), access.current:
                 execution.open_context()
@@ -85,22 +86,22 @@ class ExecutionContext(Resource):
 
         Inputs, results, errors and cancellation as ``engine.infer``.
         """
-        return (await self._submit(inputs).wait()).outputs
+        return dict((await self._submit(inputs).wait()).outputs)
 
     def execute_sync(self, inputs: Mapping[str, Any], *, timeout_s: float | None = None) -> Arrays:
         """As ``execute``, blocking this thread; for threads, not for coroutines."""
         timeout = checked_timeout(timeout_s)  # before anything is submitted
-        return self._submit(inputs).wait_sync(timeout).outputs
+        return dict(self._submit(inputs).wait_sync(timeout).outputs)
 
     def _submit(self, inputs: Mapping[str, Any]) -> Request:
         self._handle.require_open()
-        arrays, profiles = self._engine._check(inputs)
+        arrays, profiles = self._engine._front.check(inputs)
         with self._bare.lock:
             in_flight = self._bare.busy()
             if in_flight:
                 raise BorrowedError(f"{self._handle} cannot execute: {in_flight}; synchronize that stream first")
             self._bare.forget()
-            request = Request(arrays, profiles, timed=False)
+            request = Request(arrays, profiles)
             self._lanes.submit(request)
         return request
 

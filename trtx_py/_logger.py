@@ -147,7 +147,8 @@ class Logger(Resource):
         def log(severity: Severity, message: str) -> None:
             logger = reference()
             if logger is not None:
-                logger.log(severity, message)
+                if severity <= logger._severity or severity <= Severity.WARNING:  # a build has thousands of lines
+                    logger.log(severity, message)
             else:
                 logging.getLogger("trtx_py.tensorrt").log(_LEVELS[severity], "%s", message)
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ._arguments import MAX_DIM, checked_path
 from ._errors import InvalidArgumentError, ParserError
+from ._hashing import Hashing
+from ._onnx_light import without_weights
+from ._plain_file import open_plain
 
 if TYPE_CHECKING:
     import onnx
 
 Weights = bytes | bytearray | memoryview | str | os.PathLike[str]
 
-_MAX_INLINE = (2 << 30) - (1 << 20)  # a protobuf message ends at 2 GiB
+_MAX_MESSAGE = 2 << 30  # of protobuf
+_MAX_INLINE = _MAX_MESSAGE - (1 << 20)
+
+
+class HasHexDigest(Protocol):
+    def hexdigest(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -26,14 +34,19 @@ class OnnxSource:
     Attributes:
         model: serialized ModelProto.
         directory: where its external data lies; None when all weights are inside ``model``.
-        sha256: over the model and all of its weights, as hexadecimal digits.
+        hashed: SHA-256 over the model and all of its weights, which may still be at work.
         name: what to call it in messages.
     """
 
     model: bytes
     directory: str | None
-    sha256: str
+    hashed: HasHexDigest
     name: str
+
+    @property
+    def sha256(self) -> str:
+        """As hexadecimal digits; waits for them."""
+        return self.hashed.hexdigest()
 
 
 def load_onnx(source: str | os.PathLike[str] | bytes | bytearray | memoryview, weights: Weights | None) -> OnnxSource:
@@ -53,20 +66,88 @@ def load_onnx(source: str | os.PathLike[str] | bytes | bytearray | memoryview, w
         blob, name = bytes(source), "ONNX model (bytes)"
     else:
         name = checked_path(source, "ONNX source", "a path or bytes")
-        blob = _read(name, "ONNX model")
+        blob = _read_model(name)
         directory = os.path.dirname(os.path.abspath(name))
-    model = _decode(blob, name)
-    external = [tensor for tensor in _all_tensors(model.graph) if _is_external(tensor)]
+    light = without_weights(blob)
+    try:
+        model = _decode(light, name)
+    except ParserError:
+        model = _decode(blob, name)  # for the error, which tells how long the model is
+    external = [tensor for tensor in _all_tensors(model) if _is_external(tensor)]
+    _check_weights_given(external, weights, directory, name)
+    if external and light is not blob:
+        model = _decode(blob, name)
+        external = [tensor for tensor in _all_tensors(model) if _is_external(tensor)]
     if not external:
-        if weights is not None:
-            raise InvalidArgumentError(f"{name} keeps all its weights inside; leave out the weights argument")
-        return OnnxSource(blob, None, hashlib.sha256(blob).hexdigest(), name)
-    if weights is None and directory is None:
-        raise ParserError(
-            f"{name} keeps {len(external)} tensors in external data ({_location(external[0])!r}, ...); "
-            "give the path of the model file, or the data as weights="
-        )
+        return OnnxSource(blob, None, Hashing([blob]), name)
     return _with_external(model, blob, external, weights, directory, name)
+
+
+class GivenUpError(Exception):
+    """Nobody waits for the hash any more; never leaves this package."""
+
+
+def onnx_sha256(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    weights: Weights | None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> str:
+    """What ``load_onnx`` would put into ``sha256``, without holding the weights in memory.
+
+    A model that has no external data is not even decoded, which takes longer than hashing it.
+
+    Args:
+        given_up: asked now and then, since many gigabytes take minutes; True ends it.
+
+    Raises: as ``load_onnx``, for what is wrong with external data; other defects are not looked for. GivenUpError.
+    """
+    directory: str | None = None
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        blob, name = bytes(source), "ONNX model (bytes)"
+        if weights is None and _LOCATION not in blob:
+            return hashlib.sha256(blob).hexdigest()
+    else:
+        name = checked_path(source, "ONNX source", "a path or bytes")
+        if weights is None:
+            digest, may_be_external = _hash_file(name, given_up)
+            if not may_be_external:
+                return digest
+        blob = _read_model(name)
+        directory = os.path.dirname(os.path.abspath(name))
+    external = [tensor for tensor in _all_tensors(_decode(blob, name)) if _is_external(tensor)]
+    _check_weights_given(external, weights, directory, name)
+    hashed = hashlib.sha256(blob)
+    parts = _Parts(weights, directory, name)
+    for tensor in external:
+        for chunk in parts.chunks(tensor):
+            _go_on(given_up)
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+#: Every tensor whose data lies in a file beside the model has this key: without it in the bytes there is none.
+_LOCATION = b"location"
+_CHUNK = 1 << 20
+
+
+def _go_on(given_up: Callable[[], bool]) -> None:
+    if given_up():
+        raise GivenUpError
+
+
+def _hash_file(path: str, given_up: Callable[[], bool]) -> tuple[str, bool]:
+    """SHA-256 of a file, and whether ``_LOCATION`` occurs in it."""
+    digest, found, tail = hashlib.sha256(), False, b""
+    try:
+        with _open_model(path) as file:
+            while chunk := file.read(_CHUNK):
+                _go_on(given_up)
+                digest.update(chunk)
+                found = found or _LOCATION in chunk or _LOCATION in tail + chunk[: len(_LOCATION)]
+                tail = chunk[-len(_LOCATION) :]
+    except OSError as error:
+        raise _no_model(path, error) from error
+    return digest.hexdigest(), found
 
 
 def _decode(blob: bytes, name: str) -> onnx.ModelProto:
@@ -183,25 +264,54 @@ def _fields(message: Any) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]] = {}
 
 
-def _read(path: str, what: str) -> bytes:
+def _read_model(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with _open_model(path) as file:
             return file.read()
     except OSError as error:
-        raise InvalidArgumentError(f"{what} {path!r} cannot be read: {error.strerror}") from error
+        raise _no_model(path, error) from error
 
 
-def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _open_model(path: str) -> BinaryIO:
+    file = open_plain(path)
+    size = os.fstat(file.fileno()).st_size
+    if size > _MAX_MESSAGE:  # before it is hashed, or fills the memory
+        file.close()
+        raise ParserError(
+            f"{path} has {size} bytes, and an ONNX model in one file ends at {_MAX_MESSAGE}: it is none, or damaged; "
+            "export models beyond that with their weights in files beside them"
+        )
+    return file
+
+
+def _no_model(path: str, error: OSError) -> InvalidArgumentError:
+    return InvalidArgumentError(f"ONNX model {path!r} cannot be read: {error.strerror}")
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that may keep its data outside: of the graph, its subgraphs and the model's own functions."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
             if attribute.HasField("g"):
-                yield from _all_tensors(attribute.g)
+                yield from _graph_tensors(attribute.g)
             for inner in attribute.graphs:
-                yield from _all_tensors(inner)
+                yield from _graph_tensors(inner)
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
@@ -216,40 +326,102 @@ def _location(tensor: onnx.TensorProto) -> str:
     return _entries(tensor).get("location", "")
 
 
-class _Blobs:
-    """The files that external data lies in, or the one blob that stands for them all."""
+def _check_weights_given(
+    external: list[onnx.TensorProto], weights: Weights | None, directory: str | None, name: str
+) -> None:
+    if not external and weights is not None:
+        raise InvalidArgumentError(f"{name} keeps all its weights inside; leave out the weights argument")
+    if external and weights is None and directory is None:
+        raise ParserError(
+            f"{name} keeps {len(external)} tensors in external data ({_location(external[0])!r}, ...); "
+            "give the path of the model file, or the data as weights="
+        )
+
+
+def _external_path(tensor: onnx.TensorProto, directory: str | None, name: str) -> str:
+    """The file that a tensor's data lies in, beside the model."""
+    location = _location(tensor)
+    base = os.path.realpath(directory or ".")
+    path = os.path.realpath(os.path.join(base, location)) if "\0" not in location else ""
+    # A model is data from elsewhere: it must not make us read files outside its own folder.
+    if not location or not path or os.path.commonpath([base, path]) != base:
+        raise ParserError(
+            f"{name}: tensor {tensor.name!r} has its data at {location!r}, outside the model's folder; "
+            "only files beside the model are read"
+        )
+    if not os.path.isfile(path):
+        raise ParserError(
+            f"{name}: external data {location!r} (tensor {tensor.name!r}) is not beside the model; "
+            "copy it there, or give it as weights="
+        )
+    return path
+
+
+def _span(tensor: onnx.TensorProto, available: int, name: str) -> tuple[int, int]:
+    """First and last byte of a tensor's data, of ``available`` that there are."""
+    entries = _entries(tensor)
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries["length"]) if "length" in entries else available - offset
+    except ValueError as error:
+        raise ParserError(f"{name}: tensor {tensor.name!r} has a broken external data entry: {error}") from error
+    if offset < 0 or length < 0 or offset + length > available:
+        raise ParserError(
+            f"{name}: tensor {tensor.name!r} needs bytes {offset} to {offset + length} of its external data, "
+            f"which has {available}; the data file is too short or belongs to another model"
+        )
+    return offset, offset + length
+
+
+class _Parts:
+    """Where the data of each external tensor lies: in files beside the model, or in what was given for them all."""
 
     def __init__(self, weights: Weights | None, directory: str | None, name: str) -> None:
-        self._directory = directory
-        self._name = name
+        self._directory, self._name = directory, name
         self._one: memoryview | None = None
-        self._files: dict[str, memoryview] = {}
+        self._path: str | None = None
         if isinstance(weights, (bytes, bytearray, memoryview)):
             view = memoryview(weights)
             self._one = (view if view.c_contiguous else memoryview(bytes(view))).cast("B")
         elif weights is not None:
-            self._one = memoryview(_read(checked_path(weights, "weights", "a path or bytes"), "weights file"))
+            self._path = checked_path(weights, "weights", "a path or bytes")
 
-    def of(self, tensor: onnx.TensorProto) -> memoryview:
+    def span(self, tensor: onnx.TensorProto) -> tuple[int, int]:
+        """First and last byte. Raises ParserError if they are not there."""
         if self._one is not None:
-            return self._one
-        location = _location(tensor)
-        if location not in self._files:
-            base = os.path.realpath(self._directory or ".")
-            path = os.path.realpath(os.path.join(base, location)) if "\0" not in location else ""
-            # A model is data from elsewhere: it must not make us read files outside its own folder.
-            if not location or not path or os.path.commonpath([base, path]) != base:
-                raise ParserError(
-                    f"{self._name}: tensor {tensor.name!r} has its data at {location!r}, outside the model's folder; "
-                    "only files beside the model are read"
-                )
-            if not os.path.isfile(path):
-                raise ParserError(
-                    f"{self._name}: external data {location!r} (tensor {tensor.name!r}) is not beside the model; "
-                    "copy it there, or give it as weights="
-                )
-            self._files[location] = memoryview(_read(path, "external data"))
-        return self._files[location]
+            return _span(tensor, len(self._one), self._name)
+        path = self._file(tensor)
+        try:
+            available = os.path.getsize(path)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        return _span(tensor, available, self._name)
+
+    def chunks(self, tensor: onnx.TensorProto) -> Iterator[bytes | memoryview]:
+        """The data, in pieces. Raises ParserError, InvalidArgumentError."""
+        start, end = self.span(tensor)
+        if self._one is not None:
+            yield self._one[start:end]
+            return
+        path = self._file(tensor)
+        try:
+            with open_plain(path) as file:
+                file.seek(start)
+                while start < end:
+                    chunk = file.read(min(_CHUNK, end - start))
+                    if not chunk:
+                        raise ParserError(f"{self._name}: the external data {path!r} became shorter while it was read")
+                    yield chunk
+                    start += len(chunk)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: str, error: OSError) -> InvalidArgumentError:
+        what = "external data" if self._path is None else "weights file"
+        return InvalidArgumentError(f"{what} {path!r} cannot be read: {error.strerror}")
+
+    def _file(self, tensor: onnx.TensorProto) -> str:
+        return _external_path(tensor, self._directory, self._name) if self._path is None else self._path
 
 
 def _with_external(
@@ -260,33 +432,23 @@ def _with_external(
     directory: str | None,
     name: str,
 ) -> OnnxSource:
-    blobs = _Blobs(weights, directory, name)
+    parts = _Parts(weights, directory, name)
+    spans = [parts.span(tensor) for tensor in external]
     digest = hashlib.sha256(blob)
-    pieces: list[memoryview] = []
-    for tensor in external:
-        data, entries = blobs.of(tensor), _entries(tensor)
-        try:
-            offset = int(entries.get("offset", "0"))
-            length = int(entries["length"]) if "length" in entries else len(data) - offset
-        except ValueError as error:
-            raise ParserError(f"{name}: tensor {tensor.name!r} has a broken external data entry: {error}") from error
-        if offset < 0 or length < 0 or offset + length > len(data):
-            raise ParserError(
-                f"{name}: tensor {tensor.name!r} needs bytes {offset} to {offset + length} of its external data, "
-                f"which has {len(data)}; the data file is too short or belongs to another model"
-            )
-        piece = data[offset : offset + length]
-        digest.update(piece)
-        pieces.append(piece)
-    if len(blob) + sum(len(piece) for piece in pieces) > _MAX_INLINE:
+    if len(blob) + sum(end - start for start, end in spans) > _MAX_INLINE:
         if weights is not None:
             raise ParserError(
                 f"{name}: with its weights the model exceeds 2 GiB, which only works with the weights in files beside "
                 "the model; give its path"
             )
-        return OnnxSource(blob, directory, digest.hexdigest(), name)
-    for tensor, piece in zip(external, pieces, strict=True):
-        tensor.raw_data = bytes(piece)
+        for tensor in external:  # TensorRT reads them from their files: here they are never whole in memory
+            for chunk in parts.chunks(tensor):
+                digest.update(chunk)
+        return OnnxSource(blob, directory, digest, name)
+    for tensor in external:
+        data = b"".join(parts.chunks(tensor))
+        digest.update(data)
+        tensor.raw_data = data
         del tensor.external_data[:]
         tensor.ClearField("data_location")
-    return OnnxSource(model.SerializeToString(), None, digest.hexdigest(), name)
+    return OnnxSource(model.SerializeToString(), None, digest, name)

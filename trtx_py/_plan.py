@@ -17,23 +17,23 @@ all of this has been checked.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import hashlib
 import os
 import re
-import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgpack
 
-from ._arguments import checked_path
+from ._arguments import checked_path, replace_file
 from ._errors import InvalidArgumentError, PlanError
+from ._hashing import Hashing
 from ._types import DataType, ShapeRange, TensorInfo, TensorLocation, TensorMode
-from .backends._raw_plan import read_raw_plan_header
+from .backends._raw_plan import find_host_code, read_raw_plan_header
 
 MAGIC = b"TRTXPLAN"
 FORMAT_VERSION = 1
@@ -105,6 +105,7 @@ class Plan(bytes):
     """
 
     header: PlanHeader
+    _found_host_code: str | None = None
 
     def __new__(cls, source: bytes | bytearray | memoryview) -> Plan:
         if not isinstance(source, (bytes, bytearray, memoryview)):
@@ -128,7 +129,10 @@ class Plan(bytes):
         """Put what TensorRT serialized into a container. The library does this after a build."""
         packed = bytes(msgpack.Packer(use_bin_type=True).pack(_header_to_map(header)))
         prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed), len(serialized), bytes(32))[:_SEALED]
-        plan = super().__new__(cls, b"".join([prefix, _digest(prefix, packed, serialized), packed, serialized]))
+        hashing = Hashing([prefix, packed, serialized])
+        plan = super().__new__(cls, _PREFIX.size + len(packed) + len(serialized))  # of zeros
+        _fill(plan, _PREFIX.size, (packed, serialized))
+        _fill(plan, 0, (prefix, hashing.digest()))
         plan.header = header
         return plan
 
@@ -149,6 +153,12 @@ class Plan(bytes):
         """True if it came without our header: nothing proves that it was undamaged when it was first loaded."""
         return self.header.is_raw
 
+    def _host_code(self) -> str | None:
+        """Code for the CPU that it carries; looked for once, since the bytes cannot change."""
+        if self._found_host_code is None:
+            self._found_host_code = find_host_code(self.serialized) or ""
+        return self._found_host_code or None
+
     def __repr__(self) -> str:
         return f"Plan({self.header.flavour} {self.header.version}, {len(self.serialized)} bytes)"
 
@@ -161,22 +171,7 @@ class Plan(bytes):
         Raises:
             InvalidArgumentError: the folder does not exist or cannot be written, or the disk is full; no file is left.
         """
-        target = os.path.abspath(checked_path(path, "path"))
-        temporary = os.path.join(os.path.dirname(target), f".trtx-{secrets.token_hex(8)}")
-        try:
-            # Not tempfile: the plan is to have the permissions that the umask gives a new file.
-            with open(temporary, "xb") as file:
-                file.write(self)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise InvalidArgumentError(
-                f"plan cannot be saved to {target!r}: {error.strerror}; nothing was written there"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):  # it is there only if something failed
-                os.unlink(temporary)
+        replace_file(checked_path(path, "path"), self, "plan")
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> Plan:
@@ -195,6 +190,17 @@ class Plan(bytes):
         except OSError as error:
             raise InvalidArgumentError(f"plan {name!r} cannot be read: {error.strerror}") from error
         return cls._parse(blob, name)
+
+
+def _fill(blank: bytes, position: int, parts: Sequence[bytes | memoryview]) -> None:
+    """Write into bytes that were just made and that nobody else has seen: joining would copy a plan once more."""
+    memory = memoryview((ctypes.c_char * len(blank)).from_address(_address_of(blank))).cast("B")
+    for part in parts:
+        memory[position : position + len(part)] = memoryview(part).cast("B")
+        position += len(part)
+
+
+_address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
 
 
 def looks_like_plan(data: bytes) -> bool:

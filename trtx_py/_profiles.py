@@ -7,11 +7,19 @@ dynamic shapes) a profile serves one context at a time, which TensorRT tells onl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 from ._errors import BorrowedError, EngineError
-from ._resource import Handle
 from .backends.protocols import BackendContext
+
+
+class Holder(Protocol):
+    """Whoever owns an execution context."""
+
+    @property
+    def key(self) -> Hashable: ...
+    def describe(self) -> str: ...
 
 
 class ProfileLedger:
@@ -19,11 +27,11 @@ class ProfileLedger:
 
     def __init__(self, num_profiles: int) -> None:
         self._lock = threading.RLock()
-        self._holders: list[dict[int, Handle]] = [{} for _ in range(num_profiles)]
+        self._holders: list[dict[Hashable, Holder]] = [{} for _ in range(num_profiles)]
         self.exclusive = False
         self.switches = 0
 
-    def create(self, holder: Handle, make: Callable[[], BackendContext]) -> BackendContext:
+    def create(self, holder: Holder, make: Callable[[], BackendContext]) -> BackendContext:
         """Make a context and note which profile TensorRT gave it: 0, or none if that is taken.
 
         Under the lock: between TensorRT's giving the profile and our knowing it, another context must not ask for it.
@@ -37,7 +45,7 @@ class ProfileLedger:
                 self._holders[active][holder.key] = holder
             return context
 
-    def left(self, holder: Handle) -> None:
+    def left(self, holder: Holder) -> None:
         """The context is gone."""
         with self._lock:
             for holders in self._holders:
@@ -47,14 +55,14 @@ class ProfileLedger:
         with self._lock:
             return not self.exclusive or any(not holders for holders in self._holders)
 
-    def others(self, holder: Handle, profiles: Sequence[int] | None = None) -> list[Handle]:
+    def others(self, holder: Holder, profiles: Sequence[int] | None = None) -> list[Holder]:
         """Who else holds one of ``profiles`` (all of them for None)."""
         with self._lock:
             chosen = range(len(self._holders)) if profiles is None else profiles
             found = {key: other for p in chosen for key, other in self._holders[p].items() if key != holder.key}
             return list(found.values())
 
-    def select(self, holder: Handle, context: BackendContext, candidates: Sequence[int], stream: int) -> bool:
+    def select(self, holder: Holder, context: BackendContext, candidates: Sequence[int], stream: int) -> bool:
         """Bring ``context`` into one of the candidate profiles; True if it changed and the stream must be synchronized.
 
         Raises BorrowedError naming the contexts that hold all of them.

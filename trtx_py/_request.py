@@ -6,13 +6,18 @@ import asyncio
 import enum
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from ._aio import loop_poster
-from ._inputs import Arrays
+from ._inputs import Given
+
+if TYPE_CHECKING:
+    from ._capture import ShapeKey
+    from .cuda._device import Device
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,13 @@ class InferenceResult:
     """What ``infer_timed`` returns.
 
     Attributes:
-        outputs: new arrays that the caller owns, by output tensor name.
+        outputs: new arrays that the caller owns, by output tensor name; on the host, or on the device if asked for.
         latency_ms: from the submission until the outputs were there.
         queue_ms: the part of it before a lane took the request.
         gpu_ms: TensorRT's part on the GPU, between two events around the enqueue; copies are not in it.
     """
 
-    outputs: Arrays
+    outputs: Mapping[str, Any]
     latency_ms: float
     queue_ms: float
     gpu_ms: float
@@ -41,10 +46,29 @@ class Phase(enum.Enum):
 class Request:
     """Thread-safe: the lane starts and finishes it, the waiter may cancel it until it is started."""
 
-    def __init__(self, arrays: Arrays, profiles: list[int], *, timed: bool) -> None:
+    def __init__(
+        self,
+        arrays: Given,
+        profiles: list[int],
+        *,
+        timed: bool = False,
+        outputs_on: Device | None = None,
+        capture: ShapeKey | None = None,
+        within: ShapeKey | None = None,
+        places: int = 0,
+        background: bool = False,
+    ) -> None:
         self.arrays = arrays
         self.profiles = profiles
         self.timed = timed
+        self.outputs_on = outputs_on  # None: the host
+        self.capture = capture  # not an inference: record this shape
+        self.within = within  # in the memory of this larger one
+        self.places = places  # with so many slots at least
+        self.background = background  # nobody waits for it
+        self.attempts = 0
+        self.key: ShapeKey | None = None  # filled in by the lane
+        self.counted = capture is not None  # by somebody else, or not an inference: the lane counts the others
         self.submitted_ns = time.perf_counter_ns()
         self.started_ns = 0
         self.cancelled = False
@@ -114,7 +138,7 @@ class Request:
             if not future.done():
                 future.set_result(None)
 
-        self._when_ended(lambda: post(resolve))
+        self.when_ended(lambda: post(resolve))
         try:
             await future
         except BaseException:  # cancelled, or the loop went away and the coroutine with it (GeneratorExit)
@@ -125,7 +149,7 @@ class Request:
     async def _wait_on_trio(self) -> InferenceResult:
         event = anyio.Event()
         post = loop_poster()
-        self._when_ended(lambda: post(event.set))
+        self.when_ended(lambda: post(event.set))
         try:
             await event.wait()
         except BaseException:
@@ -136,7 +160,7 @@ class Request:
     def wait_sync(self, timeout_s: float | None) -> InferenceResult:
         """Block this thread; TimeoutError cancels as ``wait`` does."""
         event = threading.Event()
-        self._when_ended(event.set)
+        self.when_ended(event.set)
         try:
             if not event.wait(timeout_s):
                 raise TimeoutError(f"no result within {timeout_s} s; the request was cancelled")
@@ -145,7 +169,8 @@ class Request:
             raise
         return self.outcome()
 
-    def _when_ended(self, wake: Callable[[], object]) -> None:
+    def when_ended(self, wake: Callable[[], object]) -> None:
+        """Call ``wake`` once it has ended, on whatever thread ends it; at once if it has. One at a time."""
         with self._lock:
             self.on_end = wake
             ended = self._phase is Phase.ENDED

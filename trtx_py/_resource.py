@@ -27,7 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from ._aio import run_shielded
 from ._errors import BorrowedError, ClosedError
@@ -223,6 +223,25 @@ class Loan:
         self.end()
 
 
+def _settle(handle: Handle, step: Literal["stop", "drain"]) -> None:
+    """Stop or drain one handle, unless another thread, closing a subtree that overlaps, is releasing it by now.
+
+    A loan keeps that other thread from the release until this one is done with what is to be released.
+    """
+    with _process.changed:
+        action: Callable[[], None] | None = getattr(handle, step)
+        if action is None or handle.claimed:
+            return
+        loan = next(_keys)
+        handle.loans[loan] = ("closing", None)
+    try:
+        action()
+    finally:
+        with _process.changed:
+            handle.loans.pop(loan)
+            _process.changed.notify_all()
+
+
 def _claim(handle: Handle) -> bool:
     """True if this thread is to release ``handle``; False once another one, closing a subtree that overlaps, has."""
     with _process.changed:
@@ -258,17 +277,16 @@ def _close_subtree(root: Handle) -> None:
         nodes = root.subtree()
     errors: list[Exception] = []
 
-    def attempt(action: Callable[[], None] | None) -> None:
-        if action is not None:
-            try:
-                action()
-            except Exception as error:  # whatever one of them raises, the others must still be released
-                errors.append(error)
+    def attempt(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever one of them raises, the others must still be released
+            errors.append(error)
 
     for node in nodes:
-        attempt(node.stop)
+        attempt(functools.partial(_settle, node, "stop"))
     for node in nodes:
-        attempt(node.drain)
+        attempt(functools.partial(_settle, node, "drain"))
     for node in nodes:
         if _claim(node):
             attempt(functools.partial(_release, node))

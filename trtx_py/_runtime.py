@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ._aio import run_shielded
-from ._arguments import checked_path
-from ._engine import Engine, EngineOptions
-from ._errors import PlanError, VersionMismatchError
+from ._arguments import checked_path, replace_file
+from ._engine import Engine
+from ._errors import InvalidArgumentError, PlanError, VersionMismatchError
 from ._logger import Logger, checked_logger, owner_of
+from ._options import EngineOptions
 from ._plan import Plan
 from ._resource import Resource
 from ._types import BackendInfo
 from .backends._flavours import plan_fits
-from .backends._raw_plan import find_host_code
 from .backends.protocols import TensorRTBackend
 from .backends.registry import lean_library_for, resolve_backend
-from .cuda._device import Device
+from .cuda._device import Device, checked_budget
 
 
 class Runtime(Resource):
@@ -30,10 +31,15 @@ class Runtime(Resource):
             version-compatible; also from TRTX_LEAN_LIBRARY, for flavours that load one.
         allow_host_code: load plans that carry code for the CPU. Such a plan can do whatever a program can: only for
             plans whose origin you trust.
+        max_device_bytes: how much device memory everything below this runtime may take together, as far as it is known:
+            weights, activation memory, buffers. What would exceed it raises MemoryBudgetError and leaves everything
+            usable. None: as much as there is.
+        runtime_cache: file with what TensorRT-RTX compiled before (see ``save_runtime_cache``); it need not exist yet.
+            Flavours that compile nothing at run time log a warning and do without.
 
     Raises:
         BackendUnavailableError: nothing here can run; says what was looked for and what to install.
-        InvalidArgumentError: there is no such device or library.
+        InvalidArgumentError: there is no such device or library, or the budget is not a positive number.
         CudaError: the device cannot be used.
 
     Source: nvinfer1::IRuntime
@@ -46,19 +52,57 @@ class Runtime(Resource):
         device: int = 0,
         lean_library: str | os.PathLike[str] | None = None,
         allow_host_code: bool = False,
+        *,
+        max_device_bytes: int | None = None,
+        runtime_cache: str | os.PathLike[str] | None = None,
+        _owner: Resource | None = None,
+        _kernels: bytes | None = None,
     ) -> None:
+        budget = checked_budget(max_device_bytes)
         given = None if lean_library is None else checked_path(lean_library, "lean_library")
         self._backend = resolve_backend(backend, need="run", lean_library=given)
-        lean = lean_library_for(self._backend.info.flavour, given)
+        self._cache_path = None if runtime_cache is None else checked_path(runtime_cache, "runtime_cache")
+        cache = _kernels if self._cache_path is None else _read_cache(self._cache_path)
+        lean = self._lean_library = lean_library_for(self._backend.info.flavour, given)
         self._logger = checked_logger(logger)
         self._allow_host_code = allow_host_code
-        with self._opening(owner_of(self._logger), name=self._backend.info.name) as handle, self._logger.attaching():
-            self._device = Device._create(self._backend, device, parent=self)
+        parent, internal = (owner_of(self._logger), False) if _owner is None else (_owner, True)
+        opening = self._opening(parent, name=self._backend.info.name, internal=internal)
+        with opening as handle, self._logger.attaching():
+            self._device = Device._create(self._backend, device, parent=self, max_device_bytes=budget)
             with self._device._access.current:
                 self._native = self._backend.create_runtime(
-                    self._logger._sink(), device=device, lean_library=lean, allow_host_code=allow_host_code
-                )
+                    self._logger._sink(), device=device, lean_library=lean, allow_host_code=allow_host_code,
+                    runtime_cache=cache,
+                )  # fmt: skip
                 handle.release = self._device._carry(self._native.destroy)
+
+    def save_runtime_cache(self, path: str | os.PathLike[str] | None = None) -> bool:
+        """Write what TensorRT-RTX has compiled so far, for ``Runtime(runtime_cache=path)`` of a later process.
+
+        Args:
+            path: None writes to where the cache was read from. The file is replaced as a whole.
+        Returns:
+            False if there is nothing to save: another flavour, or no execution context was made yet.
+        Raises:
+            InvalidArgumentError: there is no path, or it cannot be written.
+        Source: nvinfer1::IRuntimeCache::serialize
+        """
+        self._handle.require_open()
+        target = self._cache_path if path is None else checked_path(path, "path")
+        if target is None:
+            raise InvalidArgumentError("save_runtime_cache() needs a path: this runtime was made without runtime_cache")
+        content = self._compiled_kernels()
+        if content is None:
+            return False
+        replace_file(target, content, "runtime cache")
+        return True
+
+    def _compiled_kernels(self) -> bytes | None:
+        """What TensorRT-RTX has compiled so far, None if there is nothing."""
+        self._handle.require_open()
+        with self._handle.lend("save_runtime_cache()"), self._device.current():
+            return self._native.runtime_cache()
 
     @property
     def backend(self) -> BackendInfo:
@@ -79,25 +123,24 @@ class Runtime(Resource):
     async def deserialize(
         self,
         plan: Plan | bytes | bytearray | memoryview | str | os.PathLike[str],
-        *,
-        lanes: int = 1,
-        noncontiguous: str = "copy",
+        **serving: Any,
     ) -> Engine:
         """Make an engine of a plan, off the event loop.
 
         Args:
             plan: a Plan, the bytes of one, or a path.
-            lanes, noncontiguous: see EngineOptions.
+            **serving: how it serves, see EngineOptions: lanes, completion, slots, cuda_graphs, batch_axis, ...
 
         Raises:
             PlanError: damaged, not a plan, or carrying host code that is not allowed; TensorRT never saw it.
             VersionMismatchError: for another TensorRT version or GPU; names both.
             EngineError: TensorRT refused it; its own lines are in ``tensorrt_log``.
+            MemoryBudgetError: it does not fit into ``max_device_bytes`` beside what is loaded.
             CudaError: for example too little device memory.
         Cancellation: delivered once TensorRT has returned; no engine results.
         Source: nvinfer1::IRuntime::deserializeCudaEngine
         """
-        options = EngineOptions(lanes, noncontiguous)
+        options = EngineOptions.of(serving)
         made: list[Engine] = []
 
         def work() -> None:
@@ -115,19 +158,17 @@ class Runtime(Resource):
     def deserialize_sync(
         self,
         plan: Plan | bytes | bytearray | memoryview | str | os.PathLike[str],
-        *,
-        lanes: int = 1,
-        noncontiguous: str = "copy",
+        **serving: Any,
     ) -> Engine:
         """As ``deserialize``, blocking this thread."""
-        return self._deserialize(plan, EngineOptions(lanes, noncontiguous))
+        return self._deserialize(plan, EngineOptions.of(serving))
 
     def _deserialize(
         self, plan: Plan | bytes | bytearray | memoryview | str | os.PathLike[str], options: EngineOptions
     ) -> Engine:
         self._handle.require_open()
         checked = Plan.load(plan)
-        host_code = find_host_code(checked.serialized)
+        host_code = checked._host_code()
         self._refuse_host_code(checked, host_code)
         self._refuse_other_version(checked, host_code)
         self._refuse_other_gpu(checked)
@@ -166,3 +207,15 @@ class Runtime(Resource):
                 plan=f"compute capability {', '.join(built_for)}",
                 runtime=f"compute capability {here}",
             )
+
+
+def _read_cache(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None  # the first process that uses it
+    except OSError as error:
+        raise InvalidArgumentError(f"runtime_cache {path!r} cannot be read: {error.strerror}") from error

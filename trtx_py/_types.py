@@ -158,18 +158,76 @@ class TensorInfo:
         return f"{self.mode.value} {self.name!r} {self.dtype.value} [{dims}]"
 
 
+#: Kinds of layers that multiply, which is where a precision is felt; names of nvinfer1::LayerType.
+MULTIPLYING = frozenset({"CONVOLUTION", "DECONVOLUTION", "EINSUM", "FULLY_CONNECTED", "MATRIX_MULTIPLY"})
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """The element types that one layer works with.
+
+    Attributes:
+        name: TensorRT's for it, made from the ONNX node's; a fused layer has the names of all it was made of.
+        kind: by the names of nvinfer1::LayerType, such as "CONVOLUTION"; an ONNX operator in capitals where there is no
+            layer of its own; "" if it is not known.
+        inputs: type of each input tensor. A tensor that comes out of DEQUANTIZE counts as what went into it, which is
+            what TensorRT computes with.
+        outputs: type of each output tensor.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[DataType, ...]
+    outputs: tuple[DataType, ...]
+
+    @property
+    def multiplies(self) -> bool:
+        """It is a convolution or a matrix product, or has one inside."""
+        return self.kind in MULTIPLYING
+
+    @property
+    def dtype(self) -> DataType | None:
+        """The narrowest type that it computes in; None if it has no float or quantized tensor."""
+        floats = [t for t in (*self.inputs[:2], *self.outputs) if t in _COMPUTED]
+        if len(self.inputs) > 1 and self.multiplies:
+            floats = [t for t in self.inputs[:2] if t in _COMPUTED] or floats
+        return min(floats, key=lambda t: t.bits, default=None)
+
+    def computes_in(self, precision: str) -> bool:
+        """Whether that is what the word means: both operands of a product, for INT4 the weights alone."""
+        wanted = _MEANT[precision]
+        operands = [t for t in self.inputs[:2] if t in _COMPUTED]
+        if precision == "int4-weights":
+            return wanted in operands
+        return bool(operands) and all(t is wanted for t in operands)
+
+
+_COMPUTED = frozenset(
+    {DataType.FLOAT, DataType.HALF, DataType.BF16, DataType.INT8, DataType.FP8, DataType.INT4, DataType.FP4}
+)
+_MEANT = {
+    "fp32": DataType.FLOAT, "tf32": DataType.FLOAT, "fp16": DataType.HALF, "bf16": DataType.BF16,
+    "int8": DataType.INT8, "fp8": DataType.FP8, "int4-weights": DataType.INT4,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """A snapshot of a BuilderConfig, taken when a build starts; what a backend cannot honour it must refuse.
 
     Attributes:
         workspace_bytes: scratch memory a layer may use on the device; None leaves TensorRT's default.
-        precision: None keeps the model's own types; otherwise one of "fp32", "tf32", "fp16", "bf16", "int8", "fp8".
+        precision: None keeps the model's own types; otherwise one of "fp32", "tf32", "fp16", "bf16", "int8", "fp8",
+            "int4-weights".
         compute_capabilities: GPU architectures to build for, such as "8.9"; empty means the GPU at hand.
         flags: names of nvinfer1::BuilderFlag members to set.
         optimization_level: 0 (fast build) to 5 (fast engine), or None.
         max_aux_streams: None leaves the choice to TensorRT.
         profile_sharing: allow several execution contexts on one optimization profile (8.6; later versions always do).
+        calibrator: what TensorRT's own calibrator asks for batches ("int8" on 8.6 to 10): a BackendCalibrator.
+        inspectable: keep in the plan what the engine inspector needs to tell each layer's types.
+        further: what else was asked for, by the names of BuilderOptions.
+        memory: a DeviceMemory that counts what is allocated on the builder's device; None without a device.
     """
 
     workspace_bytes: int | None = None
@@ -180,6 +238,10 @@ class BuildOptions:
     max_aux_streams: int | None = None
     profile_sharing: bool = True
     profiles: tuple[ProfileSpec, ...] = field(default=())
+    calibrator: Any | None = field(default=None, compare=False, repr=False)
+    inspectable: bool = False
+    further: Mapping[str, Any] = field(default_factory=dict)
+    memory: Any | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

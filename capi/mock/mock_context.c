@@ -10,7 +10,9 @@
 static _Thread_local CUcontext contexts[MOCK_CONTEXT_DEPTH];
 static _Thread_local int depth;
 static _Thread_local void *selected;
-static _Thread_local char reason[MOCK_DETAIL + 64];
+static _Thread_local char reason[MOCK_DETAIL + 256];
+static _Thread_local const char *reason_call = "";
+static _Thread_local CUresult reason_code;
 static _Thread_local char site[MOCK_SITE];
 
 void trtx_mock_select(trtx_mock *mock) { selected = mock ? mock_handle(mock->slot) : NULL; }
@@ -20,17 +22,33 @@ trtx_mock *mock_selected(void) {
     return slot ? atomic_load_explicit(&slot->mock, memory_order_acquire) : NULL;
 }
 
-const char *trtx_mock_detail(void) { return reason; }
+const char *trtx_mock_detail(void) {
+    static _Thread_local char whole[sizeof reason + 64];
+    snprintf(whole, sizeof whole, "%s%s%s", reason_call, *reason_call ? ": " : "", reason);
+    return whole;
+}
 
-void trtx_mock_site(const char *where) { snprintf(site, sizeof site, "%s", where ? where : ""); }
+const char *trtx_mock_reason(const char **call, CUresult *code) {
+    *call = reason_call;
+    *code = reason_code;
+    return reason;
+}
+
+void trtx_mock_site(const char *where) {
+    size_t length = where ? strlen(where) : 0;
+    /* the end says more than the beginning: it has the line */
+    snprintf(site, sizeof site, "%s%s", length < sizeof site ? "" : "...",
+             length < sizeof site ? (where ? where : "") : where + length - (sizeof site - 4));
+}
 
 void mock_copy_site(char *to) { snprintf(to, MOCK_SITE, "%s", site[0] ? site : "an unnamed place"); }
 
 CUresult mock_fail(const mock_scope *scope, CUresult code, const char *format, ...) {
-    int used = snprintf(reason, sizeof reason, "%s: ", mock_call_name(scope->call));
     va_list arguments;
+    reason_call = mock_call_name(scope->call);
+    reason_code = code;
     va_start(arguments, format);
-    vsnprintf(reason + used, sizeof reason - (size_t)used, format, arguments);
+    vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
     return code;
 }
@@ -40,23 +58,52 @@ static mock_device *device_of_context(CUcontext context) {
     return slot ? atomic_load_explicit(&slot->object, memory_order_acquire) : NULL;
 }
 
-mock_device *mock_current_device(void) { return depth ? device_of_context(contexts[depth - 1]) : NULL; }
+/* Contexts of instances that are gone do not count: nobody can pop them any more. */
+mock_device *mock_current_device(void) {
+    while (depth) {
+        mock_device *device = device_of_context(contexts[depth - 1]);
+        if (device)
+            return device;
+        depth--;
+    }
+    return NULL;
+}
 
-CUcontext mock_top_context(void) { return depth ? contexts[depth - 1] : NULL; }
+CUcontext mock_top_context(void) { return mock_current_device() ? contexts[depth - 1] : NULL; }
+
+CUresult mock_push_context(CUcontext context) {
+    if (depth == MOCK_CONTEXT_DEPTH)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    contexts[depth++] = context;
+    return CUDA_SUCCESS;
+}
+
+void mock_pop_context(void) { depth--; }
+
+void mock_forget_contexts(const trtx_mock *mock) {
+    int kept = 0;
+    for (int i = 0; i < depth; i++) {
+        mock_device *device = device_of_context(contexts[i]);
+        if (device && device->mock != mock)
+            contexts[kept++] = contexts[i];
+    }
+    depth = kept;
+}
 
 CUresult mock_healthy(mock_scope *scope) {
     CUresult fault = atomic_load_explicit(&scope->device->fault, memory_order_acquire);
     if (!fault)
         return CUDA_SUCCESS;
-    char detail[MOCK_DETAIL / 2];
+    char detail[MOCK_DETAIL];
     mock_lock(scope->mock);
-    snprintf(detail, sizeof detail, "%.*s", (int)sizeof detail - 1, scope->device->fault_detail);
+    memcpy(detail, scope->device->fault_detail, sizeof detail);
     mock_unlock(scope->mock);
     return mock_fail(scope, fault, "%s; device %d's context is unusable until its primary context is released by all "
                      "owners and retained again", detail, scope->device->ordinal);
 }
 
-CUresult mock_enter(mock_scope *scope, mock_call call, int needs) {
+/* `ordinal`: the device that is the call's argument; -1: the current one. */
+static CUresult enter_on(mock_scope *scope, mock_call call, int needs, int ordinal) {
     mock_device *device = mock_current_device();
     trtx_mock *mock = device && (needs & ENTER_CONTEXT) ? device->mock : mock_selected();
     if (!mock && device)
@@ -65,7 +112,9 @@ CUresult mock_enter(mock_scope *scope, mock_call call, int needs) {
     if (!mock)
         return mock_fail(scope, needs & ENTER_CONTEXT ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_NO_DEVICE,
                          "no context is current in this thread, and no mock is selected");
-    mock_outcome outcome = mock_faults_enter(mock->faults, call);
+    if (ordinal < 0 && device && device->mock == mock)
+        ordinal = device->ordinal;
+    mock_outcome outcome = mock_faults_enter(mock->faults, call, ordinal);
     mock_sleep(mock, outcome.delay_ns);
     if ((needs & ENTER_INITIALIZED) && !atomic_load_explicit(&mock->initialized, memory_order_relaxed))
         return mock_fail(scope, CUDA_ERROR_NOT_INITIALIZED, "call cuInit(0) first");
@@ -85,10 +134,11 @@ CUresult mock_enter(mock_scope *scope, mock_call call, int needs) {
             snprintf(detail, sizeof detail, "fault injected into call %llu of %s", (unsigned long long)outcome.number,
                      mock_call_name(call));
             mock_lock(mock);
-            mock_device_fail(device, outcome.error, detail);
+            mock_lose(device, outcome.error, detail, outcome.lose_process);
             mock_unlock(mock);
         }
-        return mock_fail(scope, outcome.error, "fault injected into call %llu", (unsigned long long)outcome.number);
+        return mock_fail(scope, outcome.error, "fault injected into call %llu of %s", (unsigned long long)outcome.number,
+                         mock_call_name(call));
     }
     if (needs & ENTER_UNPERMITTED) {
         CUresult code = mock_capture_guard(mock);
@@ -97,6 +147,8 @@ CUresult mock_enter(mock_scope *scope, mock_call call, int needs) {
     }
     return CUDA_SUCCESS;
 }
+
+CUresult mock_enter(mock_scope *scope, mock_call call, int needs) { return enter_on(scope, call, needs, -1); }
 
 CUresult mock_enter_with(mock_scope *scope, mock_call call, const void *handle, mock_kind kind, int needs) {
     mock_slot *slot = mock_slot_find(handle, kind);
@@ -110,6 +162,38 @@ CUresult mock_enter_with(mock_scope *scope, mock_call call, const void *handle, 
     CUresult code = mock_enter(scope, call, needs);
     selected = before;
     return code;
+}
+
+/* ---- for the code above the driver ---- */
+
+CUresult trtx_mock_current(trtx_mock *mock, int *ordinal) {
+    mock_device *device = mock_current_device();
+    mock_scope scope = {.call = CALL_execute, .mock = mock, .device = device};
+    *ordinal = -1;
+    if (!device || device->mock != mock)
+        return mock_fail(&scope, CUDA_ERROR_INVALID_CONTEXT, "no context is current in this thread; call cuCtxPushCurrent");
+    if (atomic_load(&device->retained) == 0)
+        return mock_fail(&scope, CUDA_ERROR_INVALID_CONTEXT, "the primary context of device %d was released", device->ordinal);
+    *ordinal = device->ordinal;
+    return mock_healthy(&scope);
+}
+
+void mock_lose(mock_device *device, CUresult code, const char *detail, bool process) {
+    trtx_mock *mock = device->mock;
+    for (int i = 0; i < mock->device_count; i++)
+        if (process || &mock->devices[i] == device)
+            mock_device_fail(&mock->devices[i], code, detail);
+    if (process && !mock->broken)
+        mock->broken = code;
+}
+
+void trtx_mock_lose(trtx_mock *mock, CUresult error, const char *detail) {
+    mock_device *device = mock_current_device();
+    if (!device || device->mock != mock)
+        return;
+    mock_lock(mock);
+    mock_device_fail(device, error, detail);
+    mock_unlock(mock);
 }
 
 /* ---- devices ---- */
@@ -170,7 +254,7 @@ CUresult mock_cuDeviceGet(CUdevice *device, int ordinal) {
 
 CUresult mock_cuDeviceGetName(char *name, int length, CUdevice device) {
     mock_scope scope;
-    CUresult code = mock_enter(&scope, CALL_cuDeviceGetName, ENTER_INITIALIZED);
+    CUresult code = enter_on(&scope, CALL_cuDeviceGetName, ENTER_INITIALIZED, device);
     if (code)
         return code;
     if (!name || length <= 0)
@@ -182,7 +266,7 @@ CUresult mock_cuDeviceGetName(char *name, int length, CUdevice device) {
 
 CUresult mock_cuDeviceTotalMem(size_t *bytes, CUdevice device) {
     mock_scope scope;
-    CUresult code = mock_enter(&scope, CALL_cuDeviceTotalMem, ENTER_INITIALIZED);
+    CUresult code = enter_on(&scope, CALL_cuDeviceTotalMem, ENTER_INITIALIZED, device);
     if (code)
         return code;
     if (!bytes)
@@ -192,10 +276,26 @@ CUresult mock_cuDeviceTotalMem(size_t *bytes, CUdevice device) {
     return code;
 }
 
-CUresult mock_cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
-    static const int known[][2] = {{1, 1024}, {10, 32}, {16, 64}, {31, 1}, {40, 2}, {41, 1}};
+/* "Mock", and the ordinal at its end. */
+CUresult mock_cuDeviceGetUuid(unsigned char *uuid, CUdevice device) {
     mock_scope scope;
-    CUresult code = mock_enter(&scope, CALL_cuDeviceGetAttribute, ENTER_INITIALIZED);
+    CUresult code = enter_on(&scope, CALL_cuDeviceGetUuid, ENTER_INITIALIZED, device);
+    if (code)
+        return code;
+    if (!uuid)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (device_at(&scope, device, &code)) {
+        memset(uuid, 0, 16);
+        memcpy(uuid, "Mock", 4);
+        uuid[15] = (unsigned char)device;
+    }
+    return code;
+}
+
+CUresult mock_cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
+    static const int known[][2] = {{1, 1024}, {10, 32}, {16, 64}, {31, 1}, {34, 0}, {40, 2}, {41, 1}, {50, 0}, {115, 1}, {134, -1}};
+    mock_scope scope;
+    CUresult code = enter_on(&scope, CALL_cuDeviceGetAttribute, ENTER_INITIALIZED, device);
     if (code)
         return code;
     if (!value)
@@ -205,6 +305,10 @@ CUresult mock_cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
     if (attribute == 75 || attribute == 76) {
         const trtx_mock_options *options = &scope.mock->options;
         *value = attribute == 75 ? options->compute_capability_major : options->compute_capability_minor;
+        return CUDA_SUCCESS;
+    }
+    if (attribute == 33) { /* PCI bus; 34 and 50, device and domain, are 0 */
+        *value = device + 1;
         return CUDA_SUCCESS;
     }
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
@@ -220,13 +324,17 @@ CUresult mock_cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
 
 CUresult mock_cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice ordinal) {
     mock_scope scope;
-    CUresult code = mock_enter(&scope, CALL_cuDevicePrimaryCtxRetain, ENTER_INITIALIZED);
+    CUresult code = enter_on(&scope, CALL_cuDevicePrimaryCtxRetain, ENTER_INITIALIZED, ordinal);
     if (code)
         return code;
     mock_device *device = device_at(&scope, ordinal, &code);
     if (!device || !context)
         return device ? CUDA_ERROR_INVALID_VALUE : code;
     mock_lock(scope.mock);
+    if (scope.mock->broken) {
+        mock_unlock(scope.mock);
+        return mock_fail(&scope, scope.mock->broken, "a kernel broke this process's work on all devices; start a new process");
+    }
     if (atomic_load(&device->retained) == 0) {
         atomic_store(&device->fault, CUDA_SUCCESS);
         device->fault_detail[0] = 0;
@@ -239,7 +347,7 @@ CUresult mock_cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice ordinal) {
 
 CUresult mock_cuDevicePrimaryCtxRelease(CUdevice ordinal) {
     mock_scope scope;
-    CUresult code = mock_enter(&scope, CALL_cuDevicePrimaryCtxRelease, ENTER_INITIALIZED);
+    CUresult code = enter_on(&scope, CALL_cuDevicePrimaryCtxRelease, ENTER_INITIALIZED, ordinal);
     if (code)
         return code;
     mock_device *device = device_at(&scope, ordinal, &code);

@@ -52,7 +52,7 @@ CUresult mock_cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags) {
         return code;
     if (!pointer || (flags & ~7u))
         return mock_fail(&scope, CUDA_ERROR_INVALID_VALUE, "no place for the result, or unknown flags %#x", flags);
-    code = mock_pinned_allocate(scope.mock->memory, bytes, pointer, why);
+    code = mock_pinned_allocate(scope.mock->memory, scope.device->ordinal, bytes, pointer, why);
     return code ? mock_fail(&scope, code, "%s", why) : CUDA_SUCCESS;
 }
 
@@ -89,8 +89,9 @@ static CUresult check_host(const mock_scope *scope, const void *pointer, size_t 
     return CUDA_SUCCESS;
 }
 
-/* Append to a stream, or to the capture it is in; takes over what `work` owns either way. *waits: also wait for it. */
-static CUresult enter_work(mock_scope *scope, CUstream stream, const mock_work *work, bool pageable, bool wait) {
+/* Append to a stream, or to the capture it is in; takes over what `work` owns either way. wait: also wait for it. */
+static CUresult enter_work(mock_scope *scope, CUstream stream, const mock_work *work, bool pageable, bool wait,
+                           trtx_mock_position *position) {
     mock_trash trash = {0};
     CUresult code = CUDA_SUCCESS;
     bool taken = false;
@@ -108,15 +109,22 @@ static CUresult enter_work(mock_scope *scope, CUstream stream, const mock_work *
     } else if (queue && !(code = mock_queue_order_null(queue, &trash))) {
         code = mock_queue_push(queue, work, &trash);
         taken = true;
-        if (!code && wait)
-            mock_queue_wait(queue, queue->enqueued);
+        uint64_t sequence = queue->enqueued;
+        if (!code && work->launch.region)
+            mock_region_use(work->launch.region, queue, sequence);
+        if (!code && position)
+            *position = (trtx_mock_position){(uintptr_t)queue->slot, sequence};
+        if (!code && wait) {
+            mock_queue_wait(queue, sequence);
+            mock_observe(queue->slot, sequence);
+        }
     }
     mock_unlock(scope->mock);
     mock_trash_empty(scope->mock, &trash);
     if (!taken) {
         free(work->staged);
-        if (work->kind == WORK_KERNEL && work->launch.release)
-            work->launch.release(work->launch.userdata);
+        if (work->kind == WORK_KERNEL)
+            mock_launch_drop(&work->launch);
     }
     return !code && wait ? mock_healthy(scope) : code;
 }
@@ -145,7 +153,7 @@ CUresult mock_cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, 
             return CUDA_ERROR_OUT_OF_MEMORY;
         memcpy(work.staged, from, bytes);
     }
-    return enter_work(&scope, stream, &work, !work.pinned, false);
+    return enter_work(&scope, stream, &work, !work.pinned, false, NULL);
 }
 
 CUresult mock_cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream stream) {
@@ -161,7 +169,7 @@ CUresult mock_cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstre
     if (!work.pinned && (code = guard_pageable(&scope)))
         return code;
     /* a copy into pageable memory returns only when it is complete */
-    return enter_work(&scope, stream, &work, !work.pinned, !work.pinned);
+    return enter_work(&scope, stream, &work, !work.pinned, !work.pinned, NULL);
 }
 
 CUresult mock_cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
@@ -172,7 +180,7 @@ CUresult mock_cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, 
         code = check_device(&scope, to, bytes);
     if (!code)
         code = check_device(&scope, from, bytes);
-    return code || bytes == 0 ? code : enter_work(&scope, stream, &work, false, false);
+    return code || bytes == 0 ? code : enter_work(&scope, stream, &work, false, false, NULL);
 }
 
 CUresult mock_cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, CUstream stream) {
@@ -181,7 +189,7 @@ CUresult mock_cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count,
     CUresult code = mock_enter(&scope, work.call, ENTER_SAFE);
     if (!code)
         code = check_device(&scope, to, count);
-    return code || count == 0 ? code : enter_work(&scope, stream, &work, false, false);
+    return code || count == 0 ? code : enter_work(&scope, stream, &work, false, false, NULL);
 }
 
 /* ---- kernels ---- */
@@ -199,22 +207,31 @@ static CUcontext context_of_stream(CUstream stream) {
     return context;
 }
 
-CUresult trtx_mock_launch(CUstream stream, uint64_t duration_ns, trtx_mock_kernel run, void *userdata,
-                          void (*release)(void *userdata)) {
+CUresult trtx_mock_enqueue(CUstream stream, const trtx_mock_task *task, trtx_mock_position *position) {
     mock_scope scope;
-    mock_work work = {.kind = WORK_KERNEL, .call = CALL_trtx_mock_launch, .launch = {duration_ns, run, userdata, release}};
+    mock_work work = {.kind = WORK_KERNEL, .call = CALL_trtx_mock_launch,
+                      .launch = {task->duration_ns, task->run, task->userdata, task->release, task->region, task->uncounted != 0}};
+    if (position)
+        *position = (trtx_mock_position){0, 0};
+    mock_region_reference(task->region);
     /* a tool for tests more than a driver call: where no context is current, the stream's own is */
     CUcontext lent = mock_current_device() ? NULL : context_of_stream(stream);
-    if (lent && mock_cuCtxPushCurrent(lent) != CUDA_SUCCESS)
+    if (lent && mock_push_context(lent) != CUDA_SUCCESS)
         lent = NULL;
     CUresult code = mock_enter(&scope, work.call, ENTER_SAFE);
     if (!code)
-        code = enter_work(&scope, stream, &work, false, false);
-    else if (release)
-        release(userdata); /* dropped */
+        code = enter_work(&scope, stream, &work, false, false, position);
+    else
+        mock_launch_drop(&work.launch);
     if (lent)
-        mock_cuCtxPopCurrent(NULL);
+        mock_pop_context();
     return code;
+}
+
+CUresult trtx_mock_launch(CUstream stream, uint64_t duration_ns, trtx_mock_kernel run, void *userdata,
+                          void (*release)(void *userdata)) {
+    trtx_mock_task task = {.duration_ns = duration_ns, .run = run, .userdata = userdata, .release = release};
+    return trtx_mock_enqueue(stream, &task, NULL);
 }
 
 static CUresult access_bytes(trtx_mock *mock, CUdeviceptr pointer, size_t bytes, void *to, const void *from) {
@@ -240,3 +257,39 @@ CUresult trtx_mock_read(trtx_mock *mock, void *to, CUdeviceptr from, size_t byte
 CUresult trtx_mock_write(trtx_mock *mock, CUdeviceptr to, const void *from, size_t bytes) {
     return access_bytes(mock, to, bytes, NULL, from);
 }
+
+CUresult trtx_mock_pin(trtx_mock *mock, CUdeviceptr pointer, size_t bytes, trtx_mock_view *view) {
+    static const mock_scope scope = {.call = CALL_execute};
+    char why[MOCK_DETAIL] = "";
+    mock_bytes found;
+    if (mock_device_bytes(mock->memory, pointer, bytes, &found, why))
+        return mock_fail(&scope, CUDA_ERROR_ILLEGAL_ADDRESS, "%s", why);
+    *view = (trtx_mock_view){found.data, found.backing};
+    return CUDA_SUCCESS;
+}
+
+void trtx_mock_unpin(trtx_mock *mock, trtx_mock_view *view) {
+    mock_bytes bytes = {view->data, view->backing};
+    mock_bytes_release(mock->memory, &bytes);
+    *view = (trtx_mock_view){0};
+}
+
+/* ---- memory of TensorRT itself ---- */
+
+CUresult trtx_mock_reserve(size_t bytes, const char *label, CUdeviceptr *pointer) {
+    mock_scope scope;
+    char why[MOCK_DETAIL] = "";
+    CUresult code = mock_enter(&scope, CALL_trtx_mock_reserve, ENTER_UNSAFE);
+    if (!code && (code = mock_device_allocate(scope.mock->memory, scope.device->ordinal, bytes, pointer, why)))
+        mock_fail(&scope, code, "%s", why);
+    if (!code)
+        mock_device_label(scope.mock->memory, *pointer, label);
+    return code;
+}
+
+void trtx_mock_unreserve(trtx_mock *mock, CUdeviceptr pointer) {
+    char why[MOCK_DETAIL];
+    mock_device_free(mock->memory, pointer, why);
+}
+
+int trtx_mock_is_device_address(trtx_mock *mock, CUdeviceptr pointer) { return mock_device_of(mock->memory, pointer) >= 0; }

@@ -31,7 +31,9 @@ trtx_mock *trtx_mock_create(const trtx_mock_options *options) {
 #endif
     pthread_mutex_init(&mock->lock, &attributes);
     pthread_mutexattr_destroy(&attributes);
-    bool whole = mock->devices && mock->memory && mock->faults && mock->slot;
+    if (mock->options.virtual_time)
+        mock->time = trtx_mock_time_create(0);
+    bool whole = (mock->time || !mock->options.virtual_time) && mock->devices && mock->memory && mock->faults && mock->slot;
     for (int i = 0; whole && i < mock->device_count; i++) {
         mock_device *device = &mock->devices[i];
         device->mock = mock;
@@ -43,6 +45,7 @@ trtx_mock *trtx_mock_create(const trtx_mock_options *options) {
         mock_blocks_give_back(mock);
         mock_memory_destroy(mock->memory);
         mock_faults_destroy(mock->faults);
+        trtx_mock_time_release(mock->time);
         pthread_mutex_destroy(&mock->lock);
         free(mock->devices);
         free(mock);
@@ -121,7 +124,6 @@ void mock_device_end(mock_device *device, mock_text *lost) {
     trtx_mock *mock = device->mock;
     mock_trash trash = {0};
     mock_text found = {0};
-    bool last = true;
     mock_lock(mock);
     list_open(mock, device, &found);
     close_open(mock, device, &trash);
@@ -129,11 +131,7 @@ void mock_device_end(mock_device *device, mock_text *lost) {
         mock_queue_close(device->null_stream);
     device->null_stream = NULL;
     mock_queues_reap(device, true);
-    for (int i = 0; i < mock->device_count; i++)
-        last = last && atomic_load(&mock->devices[i].retained) == 0;
     mock_device_reset(mock->memory, device->ordinal, &found);
-    if (last)
-        mock_pinned_reset(mock->memory, &found);
     /* a fault keeps its owner from closing anything, so nothing is held against it */
     if (lost && found.length && atomic_load(&device->fault) == CUDA_SUCCESS) {
         char *line = found.text;
@@ -161,9 +159,33 @@ void trtx_mock_destroy(trtx_mock *mock) {
     mock_memory_destroy(mock->memory);
     mock_faults_destroy(mock->faults);
     mock_text_free(&mock->lost);
+    mock_text_free(&mock->damage);
+    trtx_mock_time_release(mock->time);
     pthread_mutex_destroy(&mock->lock);
     free(mock->devices);
     free(mock);
+}
+
+void trtx_mock_close(trtx_mock *mock) {
+    mock_forget_contexts(mock);
+    mock_lock(mock);
+    for (int i = 0; i < mock->device_count; i++) {
+        for (mock_queue *queue = mock->devices[i].queues; queue; queue = queue->next) {
+            queue->stopping = true;
+            pthread_cond_broadcast(&queue->work);
+        }
+    }
+    mock_unlock(mock);
+}
+
+int trtx_mock_is_busy(trtx_mock *mock) {
+    bool busy = false;
+    mock_lock(mock);
+    for (int i = 0; i < mock->device_count; i++)
+        for (mock_queue *queue = mock->devices[i].queues; queue; queue = queue->next)
+            busy = busy || !mock_queue_idle(queue);
+    mock_unlock(mock);
+    return busy;
 }
 
 /* ---- reports ---- */
@@ -195,10 +217,66 @@ void mock_text_free(mock_text *text) {
     *text = (mock_text){0};
 }
 
+static void find_leaks(trtx_mock *mock, mock_text *found) {
+    mock_lock(mock);
+    if (mock->lost.length)
+        mock_text_add(found, "%.*s", (int)mock->lost.length - 1, mock->lost.text);
+    for (int i = 0; i < mock->device_count; i++) {
+        if (atomic_load(&mock->devices[i].fault) == CUDA_SUCCESS) {
+            list_open(mock, &mock->devices[i], found);
+            mock_memory_leaks(mock->memory, i, found);
+        }
+    }
+    mock_unlock(mock);
+}
+
+static void find_damage(trtx_mock *mock, mock_text *found) {
+    mock_lock(mock);
+    if (mock->damage.length) {
+        mock_text_add(found, "%.*s", (int)mock->damage.length - 1, mock->damage.text);
+        found->lines += mock->damage.lines - 1;
+    }
+    mock_unlock(mock);
+    mock_memory_damage(mock->memory, found);
+}
+
+static size_t give_text(mock_text *found, char *text, size_t length) {
+    size_t needed = found->length;
+    if (text && length)
+        snprintf(text, length, "%s", found->text ? found->text : "");
+    mock_text_free(found);
+    return needed;
+}
+
+size_t trtx_mock_leaks(trtx_mock *mock, char *text, size_t length) {
+    mock_text found = {0};
+    find_leaks(mock, &found);
+    return give_text(&found, text, length);
+}
+
+size_t trtx_mock_damage(trtx_mock *mock, char *text, size_t length) {
+    mock_text found = {0};
+    find_damage(mock, &found);
+    return give_text(&found, text, length);
+}
+
+size_t trtx_mock_describe(trtx_mock *mock, char *text, size_t length) {
+    mock_text found = {0};
+    find_leaks(mock, &found);
+    find_damage(mock, &found);
+    return give_text(&found, text, length);
+}
+
+void trtx_mock_blame(trtx_mock *mock, const char *text) {
+    mock_lock(mock);
+    mock_text_add(&mock->damage, "%s", text);
+    mock_unlock(mock);
+}
+
 void trtx_mock_get_usage(trtx_mock *mock, trtx_mock_usage *usage) {
     mock_text damage = {0};
     *usage = (trtx_mock_usage){0};
-    mock_memory_damage(mock->memory, &damage);
+    find_damage(mock, &damage);
     usage->damage = damage.lines;
     mock_text_free(&damage);
     mock_memory_usage(mock->memory, usage);
@@ -210,36 +288,6 @@ void trtx_mock_get_usage(trtx_mock *mock, trtx_mock_usage *usage) {
     for (int i = 0; i < mock->device_count; i++)
         usage->retained_contexts += atomic_load(&mock->devices[i].retained) > 0;
     mock_unlock(mock);
-}
-
-size_t trtx_mock_describe(trtx_mock *mock, char *text, size_t length) {
-    mock_text found = {0};
-    bool faulted = false;
-    mock_lock(mock);
-    if (mock->lost.length)
-        mock_text_add(&found, "%.*s", (int)mock->lost.length - 1, mock->lost.text);
-    for (int i = 0; i < mock->device_count; i++) {
-        bool lost = atomic_load(&mock->devices[i].fault) != CUDA_SUCCESS;
-        faulted = faulted || lost;
-        if (!lost) {
-            list_open(mock, &mock->devices[i], &found);
-            mock_memory_leaks(mock->memory, i, &found);
-        }
-    }
-    mock_unlock(mock);
-    if (!faulted)
-        mock_memory_leaks(mock->memory, -1, &found);
-    mock_memory_damage(mock->memory, &found);
-    if (text && length)
-        snprintf(text, length, "%s", found.text ? found.text : "");
-    size_t needed = found.length;
-    mock_text_free(&found);
-    return needed;
-}
-
-void trtx_mock_advance(trtx_mock *mock, uint64_t ns) {
-    if (mock->options.virtual_time)
-        atomic_fetch_add(&mock->virtual_ns, ns);
 }
 
 /* ---- the table ---- */
@@ -268,6 +316,7 @@ static const struct {
     {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {214, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
     {220, "CUDA_ERROR_NVLINK_UNCORRECTABLE", "uncorrectable NVLink error"},
+    {226, "CUDA_ERROR_CONTAINED", "invalid access of peer GPU memory over nvlink or a hardware error"},
     {304, "CUDA_ERROR_OPERATING_SYSTEM", "OS call failed or operation not supported on this OS"},
     {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {401, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
@@ -276,13 +325,16 @@ static const struct {
     {701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {702, "CUDA_ERROR_LAUNCH_TIMEOUT", "the launch timed out and was terminated"},
     {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
+    {710, "CUDA_ERROR_ASSERT", "device-side assert triggered"},
     {714, "CUDA_ERROR_HARDWARE_STACK_ERROR", "hardware stack error"},
     {715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", "an illegal instruction was encountered"},
     {716, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"},
     {717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", "operation not supported on global/shared address space"},
     {718, "CUDA_ERROR_INVALID_PC", "invalid program counter"},
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {721, "CUDA_ERROR_TENSOR_MEMORY_LEAK", "tensor memory not completely freed"},
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {810, "CUDA_ERROR_MPS_CLIENT_TERMINATED", "the MPS client was terminated by the server"},
     {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
     {901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
     {902, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "operation would result in a merge of separate capture sequences"},
@@ -292,6 +344,7 @@ static const struct {
     {906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "operation would make the legacy stream depend on a capturing stream"},
     {907, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
     {908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
+    {911, "CUDA_ERROR_EXTERNAL_DEVICE", "an async error occurred in a device outside of CUDA"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 

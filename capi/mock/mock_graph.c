@@ -26,6 +26,7 @@ CUresult mock_program_add(mock_program *program, const mock_work *node) {
     }
     program->nodes[program->count++] = *node;
     program->timed = program->timed || node->launch.duration_ns > 0;
+    program->writes = program->writes || node->launch.region;
     return CUDA_SUCCESS;
 }
 
@@ -38,9 +39,8 @@ void mock_program_release(mock_program *program, mock_trash *trash) {
 
 void mock_program_free(mock_program *program) {
     for (size_t i = 0; i < program->count; i++) {
-        const mock_work *node = &program->nodes[i];
-        if (node->kind == WORK_KERNEL && node->launch.release)
-            node->launch.release(node->launch.userdata);
+        if (program->nodes[i].kind == WORK_KERNEL)
+            mock_launch_drop(&program->nodes[i].launch);
     }
     free(program->nodes);
     free(program);
@@ -110,14 +110,29 @@ CUresult mock_capture_wait(mock_queue *queue, mock_event *event) {
     return CUDA_SUCCESS;
 }
 
+static _Thread_local int thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+
+CUresult mock_cuThreadExchangeStreamCaptureMode(int *mode) {
+    mock_scope scope;
+    CUresult code = mock_enter(&scope, CALL_cuThreadExchangeStreamCaptureMode, 0);
+    if (code)
+        return code;
+    if (!mode || *mode < CU_STREAM_CAPTURE_MODE_GLOBAL || *mode > CU_STREAM_CAPTURE_MODE_RELAXED)
+        return mock_fail(&scope, CUDA_ERROR_INVALID_VALUE, "mode is %d", mode ? *mode : -1);
+    int before = thread_mode;
+    thread_mode = *mode;
+    *mode = before;
+    return CUDA_SUCCESS;
+}
+
 CUresult mock_capture_guard(trtx_mock *mock) {
-    if (atomic_load_explicit(&mock->capturing, memory_order_acquire) == 0)
+    if (atomic_load_explicit(&mock->capturing, memory_order_acquire) == 0 || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
         return CUDA_SUCCESS;
     bool forbidden = false;
     mock_lock(mock);
     for (mock_capture *capture = mock->captures; capture; capture = capture->next) {
         bool own = pthread_equal(capture->thread, pthread_self()) && capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
-        if (own || capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL) {
+        if (own || (capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL && thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL)) {
             mock_capture_invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
             forbidden = true;
         }
@@ -381,6 +396,8 @@ static CUresult launch(mock_scope *scope, mock_exec *exec, mock_queue *queue, mo
         exec->queue = queue;
     }
     exec->sequence = queue->enqueued + here;
+    if (exec->program->writes)
+        mock_program_use(exec->program, queue, exec->sequence);
     if (here)
         mock_queue_run_here(queue, &work, trash);
     return CUDA_SUCCESS;

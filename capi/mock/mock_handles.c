@@ -51,6 +51,7 @@ mock_slot *mock_slot_take(trtx_mock *mock, mock_kind kind, void *object) {
     atomic_store(&slot->object, object);
     atomic_store(&slot->state, 0);
     atomic_store(&slot->time_ns, 0);
+    atomic_store(&slot->place, NULL);
     /* numbers only grow over a slot's life: a recording of a destroyed event may still arrive here, and must change nothing */
     atomic_store(&slot->done, atomic_load(&slot->latest));
     atomic_store(&slot->tag, make_tag(kind, slot));

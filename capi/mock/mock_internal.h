@@ -25,7 +25,7 @@
 
 #include "mock_driver.h"
 
-enum { CUDA_ERROR_ILLEGAL_STATE = 401, MOCK_CAPTURE_STREAMS = 16, MOCK_CONTEXT_DEPTH = 128, MOCK_SITE = 96 };
+enum { CUDA_ERROR_ILLEGAL_STATE = 401, MOCK_CAPTURE_STREAMS = 16, MOCK_CONTEXT_DEPTH = 128, MOCK_SITE = 200, MOCK_PAST = 32 };
 
 /* ---- calls: what is counted and what faults are planned on ---- */
 
@@ -34,6 +34,7 @@ typedef enum mock_call {
     TRTX_CUDA_FUNCTIONS(MOCK_CALL)
 #undef MOCK_CALL
     CALL_trtx_mock_launch,
+    CALL_trtx_mock_reserve,
     CALL_execute,
     CALL_COUNT
 } mock_call;
@@ -54,6 +55,9 @@ typedef struct mock_slot {
     _Atomic uint64_t done;    /* stream: operations completed; event: highest recording reached */
     _Atomic uint64_t time_ns; /* event: when the latest recording was reached */
     _Atomic int state;        /* event: MOCK_EVENT_*; stream: 1 while it captures */
+    _Atomic uint64_t observed;         /* stream: operations that the application knows to be complete */
+    _Atomic(struct mock_slot *) place; /* event: the stream of the latest recording, and where in it */
+    _Atomic uint64_t position;
     uint32_t generation, index;
     struct mock_slot *next_free;
 } mock_slot;
@@ -88,18 +92,24 @@ typedef struct mock_bytes {
 } mock_bytes;
 
 /* Reasons in `why` (length MOCK_DETAIL) are for people. */
-enum { MOCK_DETAIL = 400 };
+enum { MOCK_DETAIL = 1024 };
 
 mock_memory *mock_memory_create(const trtx_mock_options *options, unsigned serial);
 void mock_memory_destroy(mock_memory *memory);
 CUresult mock_device_allocate(mock_memory *memory, int device, size_t bytes, CUdeviceptr *pointer, char *why);
 CUresult mock_device_free(mock_memory *memory, CUdeviceptr pointer, char *why);
+/* Stream-ordered memory: a block is reserved until its stream allocates it; retire says that a free is enqueued (an error if
+ * one is already), reap that a stream reached it. */
+void mock_device_reserve(mock_memory *memory, CUdeviceptr pointer, bool reserved);
+CUresult mock_device_retire(mock_memory *memory, CUdeviceptr pointer, char *why);
+void mock_device_reap(mock_memory *memory, CUdeviceptr pointer);
+void mock_device_label(mock_memory *memory, CUdeviceptr pointer, const char *label); /* what the block is for, in texts */
 int mock_device_of(const mock_memory *memory, CUdeviceptr pointer); /* ordinal, -1 for no device address */
 /* CUDA_SUCCESS if [pointer, pointer + bytes) lies in one live block; bytes 0 is always fine. */
 CUresult mock_device_check(mock_memory *memory, CUdeviceptr pointer, size_t bytes, char *why);
 CUresult mock_device_bytes(mock_memory *memory, CUdeviceptr pointer, size_t bytes, mock_bytes *view, char *why);
 void mock_device_info(mock_memory *memory, int device, size_t *used, size_t *total);
-CUresult mock_pinned_allocate(mock_memory *memory, size_t bytes, void **pointer, char *why);
+CUresult mock_pinned_allocate(mock_memory *memory, int device, size_t bytes, void **pointer, char *why);
 CUresult mock_pinned_free(mock_memory *memory, void *pointer, char *why);
 /* *pinned: whether the range lies in a live pinned block. Fails for a range of a freed block or one that leaves its block. */
 CUresult mock_pinned_check(mock_memory *memory, const void *pointer, size_t bytes, bool *pinned, char *why);
@@ -115,10 +125,9 @@ typedef struct mock_text {
 void mock_text_add(mock_text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void mock_text_free(mock_text *text);
 
-/* End of a context: frees its blocks; what was still there goes to `lost` unless that is NULL. */
+/* End of a context: frees its blocks, pinned ones too; what was still there goes to `lost` unless that is NULL. */
 void mock_device_reset(mock_memory *memory, int device, mock_text *lost);
-void mock_pinned_reset(mock_memory *memory, mock_text *lost);
-void mock_memory_leaks(mock_memory *memory, int device, mock_text *leaks); /* device -1: pinned memory */
+void mock_memory_leaks(mock_memory *memory, int device, mock_text *leaks);
 void mock_memory_damage(mock_memory *memory, mock_text *damage);
 void mock_memory_usage(mock_memory *memory, trtx_mock_usage *usage);
 
@@ -128,15 +137,15 @@ typedef struct mock_faults mock_faults;
 
 typedef struct mock_outcome {
     CUresult error; /* 0: the call goes on */
-    bool lose_device;
+    bool lose_device, lose_process;
     uint64_t delay_ns, number;
 } mock_outcome;
 
 mock_faults *mock_faults_create(void);
 void mock_faults_destroy(mock_faults *faults);
 bool mock_faults_planned(const mock_faults *faults);
-/* Count one call; what the plan has for it. Does not wait. */
-mock_outcome mock_faults_enter(mock_faults *faults, mock_call call);
+/* Count one call on a device (-1: on none); what the plan has for it. Does not wait. */
+mock_outcome mock_faults_enter(mock_faults *faults, mock_call call, int device);
 uint64_t mock_now_ns(trtx_mock *mock);
 /* Host: let time pass. */
 void mock_sleep(trtx_mock *mock, uint64_t ns);
@@ -153,11 +162,17 @@ typedef struct mock_launch {
     trtx_mock_kernel run;
     void *userdata;
     void (*release)(void *userdata);
+    trtx_mock_region *region; /* a reference, or NULL */
+    bool uncounted;
 } mock_launch;
+
+/* No lock held: calls its release, and gives back its region. */
+void mock_launch_drop(const mock_launch *launch);
 
 typedef enum mock_work_kind {
     WORK_H2D, WORK_D2H, WORK_D2D, WORK_SET, WORK_KERNEL, /* these can be nodes of a graph */
-    WORK_EVENT, WORK_WAIT, WORK_GRAPH
+    WORK_EVENT, WORK_WAIT, WORK_GRAPH,
+    WORK_ALLOCATE, WORK_FREE /* stream-ordered memory; `to` is the block */
 } mock_work_kind;
 
 typedef struct mock_work {
@@ -185,6 +200,26 @@ typedef struct mock_operation {
 typedef struct mock_capture mock_capture;
 typedef struct mock_device mock_device;
 
+/* What a point in a stream's order comes after, by stream: the operations of others that it waited for. */
+typedef struct mock_past {
+    unsigned count;
+    struct {
+        mock_slot *place;
+        uint64_t sequence;
+    } at[MOCK_PAST];
+} mock_past;
+
+void mock_past_add(mock_past *past, mock_slot *place, uint64_t sequence);
+void mock_past_merge(mock_past *past, const mock_past *other);
+
+/* A kernel that had no result, until it was told. */
+typedef struct mock_failure {
+    struct mock_failure *next;
+    uint64_t sequence; /* of the operation */
+    uint64_t taken;    /* of the recording whose event told it first in the stream's order; UINT64_MAX: nobody */
+    char why[MOCK_DETAIL];
+} mock_failure;
+
 /* One in-order queue and its thread. Referenced by its handle, its thread, recordings, waits and executables; fields are
  * guarded by the instance's lock. */
 struct mock_queue {
@@ -193,6 +228,7 @@ struct mock_queue {
     mock_queue *next; /* of the device */
     unsigned references;
     bool blocking, null_stream, closing, started, sleeping, ended;
+    bool stopping; /* by trtx_mock_close: the thread ends, the handle stays */
     bool borrowed; /* a launching thread runs an operation in place of the worker, which waits for it */
     pthread_t thread;
     pthread_cond_t work, moved; /* something to do; something was done */
@@ -201,6 +237,8 @@ struct mock_queue {
     uint64_t enqueued, completed;
     mock_capture *capture; /* while this stream captures */
     unsigned capture_index;
+    mock_past past;         /* of the next operation */
+    mock_failure *failures; /* the latest first */
     char site[MOCK_SITE];
 };
 
@@ -210,6 +248,7 @@ typedef struct mock_event {
     bool timing;
     mock_queue *queue; /* of the latest recording, a reference */
     uint64_t sequence;
+    mock_past past;
     uint64_t capture_id; /* MOCK_EVENT_CAPTURED: which capture, and how much of each of its streams came before */
     uint32_t clock[MOCK_CAPTURE_STREAMS];
     char site[MOCK_SITE];
@@ -244,9 +283,21 @@ void mock_queue_close(mock_queue *queue); /* pending work goes on, then the thre
 /* Host, under the lock, which is given up meanwhile: join threads that ended, or with `all` wait for every closing one. */
 void mock_queues_reap(mock_device *device, bool all);
 /* An event's recording is reached. */
-void mock_event_reach(trtx_mock *mock, mock_slot *slot, uint64_t number);
+void mock_event_reach(mock_slot *slot, uint64_t number, uint64_t now_ns);
+/* The application knows that this much of a stream is done. Needs no lock. */
+void mock_observe(mock_slot *place, uint64_t sequence);
+/* The next operation of `queue` comes after it; mock_queue_order_null was called. Under the lock. */
+bool mock_is_ordered(const mock_queue *queue, const mock_slot *place, uint64_t sequence);
+/* Under the lock, when operation `sequence` of `queue`, which writes the region, enters it. */
+void mock_region_reference(trtx_mock_region *region);
+void mock_region_use(trtx_mock_region *region, const mock_queue *queue, uint64_t sequence);
+/* Failures of kernels, under the lock. */
+void mock_failure_add(mock_queue *queue, uint64_t sequence, const char *why);
+void mock_failures_clear(mock_queue *queue, uint64_t sequence);
 CUresult mock_work_run(mock_queue *queue, mock_work *work, char *why); /* no lock held */
 void mock_device_fail(mock_device *device, CUresult code, const char *detail); /* takes no lock: call under it */
+/* Under the lock: this device's context is unusable, or with `process` every one, and none can be had any more. */
+void mock_lose(mock_device *device, CUresult code, const char *detail, bool process);
 void mock_trash_empty(trtx_mock *mock, mock_trash *trash); /* no lock held */
 
 /* ---- programs, graphs, captures ---- */
@@ -256,10 +307,13 @@ struct mock_program {
     mock_program *next; /* in the trash */
     unsigned references;
     bool timed; /* a kernel takes time */
+    bool writes; /* a kernel has a region */
     size_t count, room;
     mock_work *nodes;
 };
 
+/* The regions that its kernels write are used by operation `sequence`. */
+void mock_program_use(const mock_program *program, const mock_queue *queue, uint64_t sequence);
 mock_program *mock_program_create(void);
 CUresult mock_program_add(mock_program *program, const mock_work *node); /* takes over only on success */
 void mock_program_release(mock_program *program, mock_trash *trash);    /* under the lock */
@@ -332,6 +386,7 @@ struct trtx_mock {
     unsigned serial;
     trtx_mock_options options;
     _Atomic int initialized;
+    CUresult broken; /* no context can be retained any more, under the lock */
     mock_memory *memory;
     mock_faults *faults;
     mock_operation *free_operations;
@@ -339,8 +394,13 @@ struct trtx_mock {
     _Atomic int capturing; /* number of captures */
     uint64_t next_capture;
     size_t streams, events, graphs, execs;
-    mock_text lost; /* what contexts left open when they ended */
-    _Atomic uint64_t virtual_ns;
+    mock_text lost;   /* what contexts left open when they ended */
+    mock_text damage; /* beside that of the memory */
+    trtx_mock_region *regions;
+    _Atomic int failures; /* of kernels, in all streams */
+    char told[MOCK_DETAIL]; /* the latest of them that an event told */
+    trtx_mock_time *time; /* NULL: real time */
+    trtx_mock_clock clock;
     int device_count;
     mock_device *devices;
 };
@@ -366,14 +426,18 @@ enum {
 CUresult mock_enter(mock_scope *scope, mock_call call, int needs);
 /* For calls that need no current context: the instance is the handle's, unless a context of another one is current. */
 CUresult mock_enter_with(mock_scope *scope, mock_call call, const void *handle, mock_kind kind, int needs);
+CUresult mock_failure_of_event(const mock_scope *scope, const mock_event *event);
+CUresult mock_failure_of_stream(const mock_scope *scope, mock_queue *queue, bool clear);
 CUresult mock_healthy(mock_scope *scope); /* the sticky error of the current context, or 0 */
 /* Keep a reason for trtx_mock_detail and return `code`. */
 CUresult mock_fail(const mock_scope *scope, CUresult code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void mock_copy_site(char *site); /* the thread's site (trtx_mock_site) into MOCK_SITE bytes */
 mock_device *mock_current_device(void);
+void mock_forget_contexts(const trtx_mock *mock); /* those on this thread's stack */
 trtx_mock *mock_selected(void);
+/* This thread's stack, without a call. */
 CUresult mock_push_context(CUcontext context);
-CUresult mock_pop_context(CUcontext *context);
+void mock_pop_context(void);
 CUcontext mock_top_context(void);
 /* Handles of the current instance, under its lock; NULL with *code set. `stream` may be NULL or CU_STREAM_LEGACY. */
 mock_queue *mock_stream_of(const mock_scope *scope, CUstream stream, CUresult *code);

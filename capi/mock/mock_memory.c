@@ -71,8 +71,9 @@ static size_t strange(const uint8_t *bytes, size_t count, uint8_t expected) {
 }
 
 static void describe_block(const mock_chunk *block, char *text) {
-    snprintf(text, MOCK_DETAIL / 2, "%s block 0x%llx of %zu bytes, allocated at %s", block->pinned ? "pinned" : "device",
-             (unsigned long long)block->address, block->bytes, block->site);
+    snprintf(text, MOCK_DETAIL / 2, "%s block 0x%llx of %zu bytes%s%s%s, allocated at %s",
+             block->pinned ? "pinned" : "device", (unsigned long long)block->address, block->bytes,
+             block->label[0] ? " (" : "", block->label, block->label[0] ? ")" : "", block->site);
 }
 
 static void check_zones(const mock_chunk *block, mock_text *damage) {
@@ -173,7 +174,8 @@ static mock_chunk *find_freed(const mock_list *list, uint64_t address) {
 }
 
 static void remember(mock_list *list, mock_chunk *block) {
-    mock_copy_site(block->freed_at);
+    if (!block->retired) /* else it is known who freed it, and this is the stream */
+        mock_copy_site(block->freed_at);
     block->older = list->newest;
     block->newer = NULL;
     if (list->newest)
@@ -241,6 +243,15 @@ static mock_arena *arena_of(mock_memory *memory, CUdeviceptr pointer) {
 
 static size_t padded(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
+void mock_device_label(mock_memory *memory, CUdeviceptr pointer, const char *label) {
+    pthread_mutex_lock(&memory->lock);
+    mock_arena *arena = arena_of(memory, pointer);
+    mock_chunk *block = arena ? holder_of(&arena->live, pointer) : NULL;
+    if (block)
+        snprintf(block->label, sizeof block->label, "%s", label);
+    pthread_mutex_unlock(&memory->lock);
+}
+
 int mock_device_of(const mock_memory *memory, CUdeviceptr pointer) {
     if (pointer < memory->base || pointer - memory->base >= (uint64_t)memory->devices * DEVICE_SPAN)
         return -1;
@@ -258,7 +269,8 @@ CUresult mock_device_allocate(mock_memory *memory, int device, size_t bytes, CUd
     pthread_mutex_lock(&memory->lock);
     if (!block || bytes > SIZE_MAX - ALIGNMENT || padded(bytes) > arena->limit - arena->used ||
         padded(bytes) + ALIGNMENT > arena->first + DEVICE_SPAN - arena->next) {
-        snprintf(why, MOCK_DETAIL, "%zu bytes were asked for, %zu of %zu are free in %zu live blocks", bytes,
+        snprintf(why, MOCK_DETAIL, "%zu bytes were asked for, %zu of %zu are free in %zu live blocks; free "
+                 "some, or give the mock more memory", bytes,
                  arena->limit - arena->used, arena->limit, arena->live.count);
     } else {
         block->address = arena->next;
@@ -276,29 +288,83 @@ CUresult mock_device_allocate(mock_memory *memory, int device, size_t bytes, CUd
     return code;
 }
 
-CUresult mock_device_free(mock_memory *memory, CUdeviceptr pointer, char *why) {
-    CUresult code = CUDA_ERROR_INVALID_VALUE;
+void mock_device_reserve(mock_memory *memory, CUdeviceptr pointer, bool reserved) {
     pthread_mutex_lock(&memory->lock);
     mock_arena *arena = arena_of(memory, pointer);
-    mock_chunk *block = arena ? table_take(&arena->live, pointer) : NULL;
-    if (block) {
-        check_zones(block, &memory->damage);
-        arena->used -= padded(block->bytes);
-        backing_release(block->backing); /* whoever copies right now keeps the bytes */
-        block->backing = NULL;
-        remember(&arena->freed, block);
-        if (arena->freed.count > REMEMBERED)
-            chunk_free(take_oldest(&arena->freed));
-        code = CUDA_SUCCESS;
+    mock_chunk *block = arena ? holder_of(&arena->live, pointer) : NULL;
+    if (block) /* else the context ended meanwhile */
+        block->reserved = reserved;
+    pthread_mutex_unlock(&memory->lock);
+}
+
+/* The live block that begins there and whose free is not enqueued yet, or NULL with the reason. Under the lock. */
+static mock_chunk *find_start(mock_memory *memory, CUdeviceptr pointer, char *why) {
+    mock_arena *arena = arena_of(memory, pointer);
+    mock_chunk *block = arena ? holder_of(&arena->live, pointer) : NULL;
+    if (block && block->address == pointer && !block->retired)
+        return block;
+    if (block && block->retired) {
+        char text[MOCK_DETAIL / 2];
+        describe_block(block, text);
+        snprintf(why, MOCK_DETAIL, "double free: 0x%llx is in %s, and a free of it is enqueued at %s",
+                 (unsigned long long)pointer, text, block->freed_at);
     } else if (arena) {
         explain(&arena->live, &arena->freed, pointer, true, why);
-        if (find_freed(&arena->freed, pointer))
-            mock_text_add(&memory->damage, "%s", why);
     } else {
         snprintf(why, MOCK_DETAIL, "free of 0x%llx, which is not device memory", (unsigned long long)pointer);
     }
+    return NULL;
+}
+
+CUresult mock_device_retire(mock_memory *memory, CUdeviceptr pointer, char *why) {
+    pthread_mutex_lock(&memory->lock);
+    mock_chunk *block = find_start(memory, pointer, why);
+    if (block) {
+        block->retired = true;
+        mock_copy_site(block->freed_at);
+    }
     pthread_mutex_unlock(&memory->lock);
-    return code;
+    return block ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+static void free_block(mock_memory *memory, mock_chunk *block) {
+    mock_arena *arena = arena_of(memory, block->address);
+    table_take(&arena->live, block->address);
+    check_zones(block, &memory->damage);
+    arena->used -= padded(block->bytes);
+    backing_release(block->backing); /* whoever copies right now keeps the bytes */
+    block->backing = NULL;
+    remember(&arena->freed, block);
+    if (arena->freed.count > REMEMBERED)
+        chunk_free(take_oldest(&arena->freed));
+}
+
+void mock_device_reap(mock_memory *memory, CUdeviceptr pointer) {
+    pthread_mutex_lock(&memory->lock);
+    mock_arena *arena = arena_of(memory, pointer);
+    mock_chunk *block = arena ? holder_of(&arena->live, pointer) : NULL;
+    if (block) /* else the context ended meanwhile */
+        free_block(memory, block);
+    pthread_mutex_unlock(&memory->lock);
+}
+
+CUresult mock_device_free(mock_memory *memory, CUdeviceptr pointer, char *why) {
+    pthread_mutex_lock(&memory->lock);
+    mock_chunk *block = find_start(memory, pointer, why);
+    if (block)
+        free_block(memory, block);
+    pthread_mutex_unlock(&memory->lock);
+    return block ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* Touched (by a stream) before the block is there, or named (by a call) after the call that frees it. */
+static void out_of_order(const mock_chunk *block, bool touched, char *why) {
+    char text[MOCK_DETAIL / 2];
+    describe_block(block, text);
+    if (touched)
+        snprintf(why, MOCK_DETAIL, "access to %s before the stream that allocates it got there; wait for an event of it", text);
+    else
+        snprintf(why, MOCK_DETAIL, "use after free: %s, and a free of it is enqueued at %s", text, block->freed_at);
 }
 
 CUresult mock_device_bytes(mock_memory *memory, CUdeviceptr pointer, size_t bytes, mock_bytes *view, char *why) {
@@ -311,7 +377,9 @@ CUresult mock_device_bytes(mock_memory *memory, CUdeviceptr pointer, size_t byte
         snprintf(why, MOCK_DETAIL, "0x%llx is not a device pointer of this driver", (unsigned long long)pointer);
     } else {
         mock_chunk *block = find_range(&arena->live, &arena->freed, pointer, bytes, why);
-        if (block && view && !block->backing && !(block->backing = backing_create(block->bytes, 64, DEVICE_POISON))) {
+        if (block && (view ? block->reserved : block->retired)) {
+            out_of_order(block, view != NULL, why);
+        } else if (block && view && !block->backing && !(block->backing = backing_create(block->bytes, 64, DEVICE_POISON))) {
             snprintf(why, MOCK_DETAIL, "the host has no %zu bytes to stand behind a device block", block->bytes);
         } else if (block) {
             if (view) {
@@ -319,8 +387,6 @@ CUresult mock_device_bytes(mock_memory *memory, CUdeviceptr pointer, size_t byte
                 *view = (mock_bytes){block->backing->data + (pointer - block->address), block->backing};
             }
             code = CUDA_SUCCESS;
-        } else if (find_freed(&arena->freed, pointer)) {
-            mock_text_add(&memory->damage, "%s", why);
         }
     }
     pthread_mutex_unlock(&memory->lock);
@@ -349,7 +415,7 @@ void mock_device_info(mock_memory *memory, int device, size_t *used, size_t *tot
 
 /* ---- pinned memory ---- */
 
-CUresult mock_pinned_allocate(mock_memory *memory, size_t bytes, void **pointer, char *why) {
+CUresult mock_pinned_allocate(mock_memory *memory, int device, size_t bytes, void **pointer, char *why) {
     if (bytes == 0) {
         snprintf(why, MOCK_DETAIL, "0 bytes were asked for; the smallest block is 1 byte");
         return CUDA_ERROR_INVALID_VALUE;
@@ -359,6 +425,7 @@ CUresult mock_pinned_allocate(mock_memory *memory, size_t bytes, void **pointer,
     bool kept = false;
     if (block && (block->backing = backing_create(bytes, PAGE, PINNED_POISON))) {
         block->address = (uint64_t)(uintptr_t)block->backing->data;
+        block->device = device;
         pthread_mutex_lock(&memory->lock);
         kept = table_insert(&memory->pinned, block);
         if (kept) {
@@ -396,8 +463,6 @@ CUresult mock_pinned_free(mock_memory *memory, void *pointer, char *why) {
         code = CUDA_SUCCESS;
     } else {
         explain(&memory->pinned, &memory->quarantine, address, true, why);
-        if (find_freed(&memory->quarantine, address))
-            mock_text_add(&memory->damage, "%s", why);
     }
     pthread_mutex_unlock(&memory->lock);
     return code;
@@ -435,8 +500,6 @@ CUresult mock_pinned_bytes(mock_memory *memory, const void *pointer, size_t byte
     if (code == CUDA_SUCCESS) {
         block->backing->users++;
         *view = (mock_bytes){block->backing->data + ((uintptr_t)pointer - (uintptr_t)block->address), block->backing};
-    } else {
-        mock_text_add(&memory->damage, "%s", why);
     }
     pthread_mutex_unlock(&memory->lock);
     return code;
@@ -452,6 +515,12 @@ static void list_blocks(const mock_table *table, mock_text *text) {
     }
 }
 
+static void list_pinned(const mock_memory *memory, int device, mock_text *text) {
+    for (size_t i = 0; text && i < memory->pinned.count; i++)
+        if (memory->pinned.blocks[i]->device == device)
+            list_blocks(&(mock_table){.blocks = &memory->pinned.blocks[i], .count = 1}, text);
+}
+
 void mock_device_reset(mock_memory *memory, int device, mock_text *lost) {
     mock_arena *arena = &memory->arenas[device];
     pthread_mutex_lock(&memory->lock);
@@ -462,20 +531,23 @@ void mock_device_reset(mock_memory *memory, int device, mock_text *lost) {
     }
     arena->live.count = 0;
     arena->used = 0;
-    pthread_mutex_unlock(&memory->lock);
-}
-
-void mock_pinned_reset(mock_memory *memory, mock_text *lost) {
-    pthread_mutex_lock(&memory->lock);
-    list_blocks(&memory->pinned, lost);
-    while (memory->pinned.count)
-        quarantine(memory, memory->pinned.blocks[--memory->pinned.count]);
+    list_pinned(memory, device, lost);
+    size_t kept = 0;
+    for (size_t i = 0; i < memory->pinned.count; i++) {
+        mock_chunk *block = memory->pinned.blocks[i];
+        if (block->device == device)
+            quarantine(memory, block);
+        else
+            memory->pinned.blocks[kept++] = block;
+    }
+    memory->pinned.count = kept;
     pthread_mutex_unlock(&memory->lock);
 }
 
 void mock_memory_leaks(mock_memory *memory, int device, mock_text *leaks) {
     pthread_mutex_lock(&memory->lock);
-    list_blocks(device < 0 ? &memory->pinned : &memory->arenas[device].live, leaks);
+    list_blocks(&memory->arenas[device].live, leaks);
+    list_pinned(memory, device, leaks);
     pthread_mutex_unlock(&memory->lock);
 }
 

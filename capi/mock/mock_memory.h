@@ -17,9 +17,11 @@ typedef struct mock_chunk {
     uint64_t address;
     size_t bytes;
     bool pinned;
+    int device; /* whose context it goes with */
+    bool reserved, retired; /* stream-ordered: not allocated yet, to be freed */
     mock_backing *backing; /* device blocks: NULL until the first touch */
     struct mock_chunk *older, *newer;
-    char site[MOCK_SITE], freed_at[MOCK_SITE];
+    char site[MOCK_SITE], freed_at[MOCK_SITE], label[96];
 } mock_chunk;
 
 typedef struct mock_table {

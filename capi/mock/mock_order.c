@@ -92,6 +92,17 @@ CUresult mock_cuStreamDestroy(CUstream stream) {
     return scope.sticky ? scope.sticky : code;
 }
 
+/* Under the lock, which is given up meanwhile. */
+static CUresult await_stream(const mock_scope *scope, mock_queue *queue) {
+    uint64_t sequence = queue->enqueued;
+    mock_queue_reference(queue);
+    mock_queue_wait(queue, sequence);
+    mock_observe(queue->slot, sequence);
+    CUresult code = mock_failure_of_stream(scope, queue, true);
+    mock_queue_release(queue);
+    return code;
+}
+
 CUresult mock_cuStreamSynchronize(CUstream stream) {
     mock_scope scope;
     CUresult code = mock_enter(&scope, CALL_cuStreamSynchronize, ENTER_UNSAFE);
@@ -100,9 +111,10 @@ CUresult mock_cuStreamSynchronize(CUstream stream) {
     mock_lock(scope.mock);
     mock_queue *queue = mock_stream_of(&scope, stream, &code);
     if (queue && !(code = refuse_capture(&scope, queue)))
-        mock_queue_wait(queue, queue->enqueued);
+        code = await_stream(&scope, queue);
     mock_unlock(scope.mock);
-    return code ? code : mock_healthy(&scope);
+    CUresult fault = mock_healthy(&scope);
+    return fault ? fault : code;
 }
 
 static bool slot_reached(const mock_slot *slot) {
@@ -118,16 +130,27 @@ CUresult mock_cuStreamQuery(CUstream stream) {
     mock_slot *slot = mock_slot_find(stream, KIND_STREAM);
     bool reached;
     if (slot && atomic_load(&slot->mock) == scope.mock && atomic_load(&slot->state) == 0) {
-        reached = slot_reached(slot);
-        if (mock_slot_find(stream, KIND_STREAM) == slot)
+        uint64_t latest = atomic_load_explicit(&slot->latest, memory_order_acquire);
+        reached = atomic_load_explicit(&slot->done, memory_order_acquire) >= latest;
+        if (mock_slot_find(stream, KIND_STREAM) == slot && (!reached || atomic_load(&scope.mock->failures) == 0)) {
+            if (reached)
+                mock_observe(slot, latest);
             return reached ? mock_healthy(&scope) : CUDA_ERROR_NOT_READY;
+        }
     }
     mock_lock(scope.mock);
     mock_queue *queue = mock_stream_of(&scope, stream, &code);
-    if (queue && !(code = refuse_capture(&scope, queue)) && queue->completed < queue->enqueued)
-        code = CUDA_ERROR_NOT_READY;
+    if (queue && !(code = refuse_capture(&scope, queue))) {
+        if (queue->completed < queue->enqueued) {
+            code = CUDA_ERROR_NOT_READY;
+        } else {
+            mock_observe(queue->slot, queue->enqueued);
+            code = mock_failure_of_stream(&scope, queue, false);
+        }
+    }
     mock_unlock(scope.mock);
-    return code ? code : mock_healthy(&scope);
+    CUresult fault = code == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : mock_healthy(&scope);
+    return fault ? fault : code;
 }
 
 CUresult mock_cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) {
@@ -155,6 +178,7 @@ CUresult mock_cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) 
         code = mock_queue_order_null(queue, &trash);
         if (!code)
             code = mock_queue_after(queue, found->queue, found->sequence, &trash);
+        mock_past_merge(&queue->past, &found->past);
     }
     mock_unlock(scope.mock);
     mock_trash_empty(scope.mock, &trash);
@@ -210,7 +234,7 @@ CUresult mock_cuEventDestroy(CUevent event) {
     return scope.sticky ? scope.sticky : code;
 }
 
-static CUresult record(mock_scope *scope, mock_event *event, mock_queue *queue, mock_trash *trash) {
+static CUresult record(mock_scope *scope, mock_event *event, mock_queue *queue, uint64_t now_ns, mock_trash *trash) {
     if (event->device != queue->device)
         return mock_fail(scope, CUDA_ERROR_INVALID_HANDLE, "event and stream belong to different devices");
     if (queue->capture) {
@@ -233,8 +257,10 @@ static CUresult record(mock_scope *scope, mock_event *event, mock_queue *queue, 
     atomic_store_explicit(&slot->latest, number, memory_order_release);
     if (idle) { /* everything before it is done: no need to wake the stream's thread for it */
         mock_queue_pass(queue);
-        mock_event_reach(scope->mock, slot, number);
+        mock_event_reach(slot, number, now_ns ? now_ns : mock_now_ns(scope->mock));
     }
+    atomic_store_explicit(&slot->position, queue->enqueued, memory_order_relaxed);
+    atomic_store_explicit(&slot->place, queue->slot, memory_order_release);
     atomic_store_explicit(&slot->state, MOCK_EVENT_RECORDED, memory_order_release);
     if (event->queue != queue) {
         mock_queue_release(event->queue);
@@ -242,6 +268,8 @@ static CUresult record(mock_scope *scope, mock_event *event, mock_queue *queue, 
         event->queue = queue;
     }
     event->sequence = queue->enqueued;
+    event->past.count = 0;
+    mock_past_merge(&event->past, &queue->past);
     return CUDA_SUCCESS;
 }
 
@@ -251,11 +279,12 @@ CUresult mock_cuEventRecord(CUevent event, CUstream stream) {
     CUresult code = mock_enter(&scope, CALL_cuEventRecord, ENTER_SAFE);
     if (code)
         return code;
+    uint64_t now_ns = scope.mock->clock.now ? mock_now_ns(scope.mock) : 0; /* such a clock is not read under the lock */
     mock_lock(scope.mock);
     mock_event *found = mock_event_of(&scope, event, &code);
     mock_queue *queue = found ? mock_own_stream_of(&scope, stream, &code) : NULL;
     if (queue)
-        code = record(&scope, found, queue, &trash);
+        code = record(&scope, found, queue, now_ns, &trash);
     mock_unlock(scope.mock);
     mock_trash_empty(scope.mock, &trash);
     return code;
@@ -271,6 +300,14 @@ static CUresult refuse_captured(const mock_scope *scope, const mock_event *event
     return mock_fail(scope, CUDA_ERROR_CAPTURED_EVENT, "the event was last recorded in a capture");
 }
 
+/* The recording is reached, and the application is told so: what it knows now, and what kernels before it failed with. */
+static CUresult tell_reached(const mock_scope *scope, const mock_event *event) {
+    if (!event->queue)
+        return CUDA_SUCCESS;
+    mock_observe(event->queue->slot, event->sequence);
+    return mock_failure_of_event(scope, event);
+}
+
 CUresult mock_cuEventQuery(CUevent event) {
     mock_scope scope;
     CUresult code = mock_enter(&scope, CALL_cuEventQuery, ENTER_UNSAFE);
@@ -279,16 +316,26 @@ CUresult mock_cuEventQuery(CUevent event) {
     mock_slot *slot = mock_slot_find(event, KIND_EVENT);
     if (slot && atomic_load_explicit(&slot->mock, memory_order_relaxed) == scope.mock) {
         int state = atomic_load_explicit(&slot->state, memory_order_acquire);
+        mock_slot *place = atomic_load_explicit(&slot->place, memory_order_acquire);
+        uint64_t position = atomic_load_explicit(&slot->position, memory_order_relaxed);
         bool reached = state == MOCK_EVENT_NEW || slot_reached(slot);
-        if (state != MOCK_EVENT_CAPTURED && mock_slot_find(event, KIND_EVENT) == slot)
-            return reached ? mock_healthy(&scope) : CUDA_ERROR_NOT_READY;
+        if (state != MOCK_EVENT_CAPTURED && mock_slot_find(event, KIND_EVENT) == slot) {
+            if (!reached)
+                return CUDA_ERROR_NOT_READY;
+            if (atomic_load_explicit(&scope.mock->failures, memory_order_relaxed) == 0) {
+                if (state != MOCK_EVENT_NEW && place)
+                    mock_observe(place, position);
+                return mock_healthy(&scope);
+            }
+        }
     }
     mock_lock(scope.mock);
     mock_event *found = mock_event_of(&scope, event, &code);
-    if (found && !(code = refuse_captured(&scope, found)) && !slot_reached(found->slot))
-        code = CUDA_ERROR_NOT_READY;
+    if (found && !(code = refuse_captured(&scope, found)))
+        code = slot_reached(found->slot) ? tell_reached(&scope, found) : CUDA_ERROR_NOT_READY;
     mock_unlock(scope.mock);
-    return code ? code : mock_healthy(&scope);
+    CUresult fault = code == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : mock_healthy(&scope);
+    return fault ? fault : code;
 }
 
 CUresult mock_cuEventSynchronize(CUevent event) {
@@ -298,10 +345,16 @@ CUresult mock_cuEventSynchronize(CUevent event) {
         return code;
     mock_lock(scope.mock);
     mock_event *found = mock_event_of(&scope, event, &code);
-    if (found && !(code = refuse_captured(&scope, found)) && found->queue)
-        mock_queue_wait(found->queue, found->sequence);
+    if (found && !(code = refuse_captured(&scope, found)) && found->queue) {
+        mock_event recording = *found; /* that of now: the event may be recorded again, or destroyed, while this waits */
+        mock_queue_reference(recording.queue);
+        mock_queue_wait(recording.queue, recording.sequence);
+        code = tell_reached(&scope, &recording);
+        mock_queue_release(recording.queue);
+    }
     mock_unlock(scope.mock);
-    return code ? code : mock_healthy(&scope);
+    CUresult fault = mock_healthy(&scope);
+    return fault ? fault : code;
 }
 
 static CUresult check_timed(const mock_scope *scope, const mock_event *event, const char *role) {

@@ -48,6 +48,7 @@ void mock_queue_reference(mock_queue *queue) { queue->references++; }
 void mock_queue_release(mock_queue *queue) {
     if (!queue || --queue->references)
         return;
+    mock_failures_clear(queue, UINT64_MAX);
     mock_slot_recycle(mock_of(queue), queue->slot);
     pthread_cond_destroy(&queue->work);
     pthread_cond_destroy(&queue->moved);
@@ -73,9 +74,9 @@ static bool failed(const mock_device *device) {
 }
 
 /* Under the lock, since a recording made meanwhile must win. */
-void mock_event_reach(trtx_mock *mock, mock_slot *slot, uint64_t number) {
+void mock_event_reach(mock_slot *slot, uint64_t number, uint64_t now_ns) {
     if (number == atomic_load_explicit(&slot->latest, memory_order_relaxed))
-        atomic_store_explicit(&slot->time_ns, mock_now_ns(mock), memory_order_relaxed);
+        atomic_store_explicit(&slot->time_ns, now_ns, memory_order_relaxed);
     if (number > atomic_load_explicit(&slot->done, memory_order_relaxed))
         atomic_store_explicit(&slot->done, number, memory_order_release);
 }
@@ -92,8 +93,26 @@ static void wait_for_other(mock_queue *queue, const mock_work *work) {
 /* What an operation owned, once it ran or was dropped. Called without the lock. */
 static void finish_owned(mock_work *work) {
     free(work->staged);
-    if (work->kind == WORK_KERNEL && work->launch.release)
-        work->launch.release(work->launch.userdata);
+    if (work->kind == WORK_KERNEL)
+        mock_launch_drop(&work->launch);
+}
+
+/* Under the lock: what running an operation came to. */
+static void take_outcome(mock_queue *queue, uint64_t sequence, CUresult code, const char *why) {
+    if (code == TRTX_MOCK_NO_RESULT)
+        mock_failure_add(queue, sequence, why);
+    else if (code)
+        mock_device_fail(queue->device, code, why);
+}
+
+/* Under the lock, which is given up for a clock of the application's own. */
+static uint64_t read_clock(trtx_mock *mock) {
+    if (!mock->clock.now)
+        return mock_now_ns(mock);
+    mock_unlock(mock);
+    uint64_t now = mock_now_ns(mock);
+    mock_lock(mock);
+    return now;
 }
 
 static void *worker(void *argument) {
@@ -104,7 +123,7 @@ static void *worker(void *argument) {
 #endif
     mock_lock(mock);
     for (;;) {
-        while (queue->borrowed || (!queue->head && !queue->closing)) {
+        while (queue->borrowed || (!queue->head && !queue->closing && !queue->stopping)) {
             queue->sleeping = true;
             pthread_cond_wait(&queue->work, &mock->lock);
         }
@@ -117,7 +136,7 @@ static void *worker(void *argument) {
             queue->tail = NULL;
         mock_work *work = &operation->work;
         if (work->kind == WORK_EVENT) {
-            mock_event_reach(mock, work->event, work->number);
+            mock_event_reach(work->event, work->number, read_clock(mock));
         } else if (work->kind == WORK_WAIT) {
             wait_for_other(queue, work);
             mock_queue_release(work->queue);
@@ -128,8 +147,7 @@ static void *worker(void *argument) {
             CUresult code = failed(queue->device) ? CUDA_SUCCESS : mock_work_run(queue, work, why);
             finish_owned(work);
             mock_lock(mock);
-            if (code)
-                mock_device_fail(queue->device, code, why);
+            take_outcome(queue, operation->sequence, code, why);
             if (work->kind == WORK_GRAPH)
                 mock_program_release(work->program, &trash);
             if (trash.programs) {
@@ -177,6 +195,11 @@ static void wake(mock_queue *queue) {
 CUresult mock_queue_push(mock_queue *queue, const mock_work *work, mock_trash *trash) {
     trtx_mock *mock = mock_of(queue);
     mock_operation *operation = mock->free_operations;
+    if (queue->stopping) {
+        operation = calloc(1, sizeof *operation);
+        drop_work(mock, work, trash, operation);
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     if (operation)
         mock->free_operations = operation->next;
     else if (!(operation = malloc(sizeof *operation))) {
@@ -227,18 +250,20 @@ void mock_queue_run_here(mock_queue *queue, mock_work *work, mock_trash *trash) 
     mock_unlock(mock);
     CUresult code = mock_work_run(queue, work, why);
     mock_lock(mock);
-    if (code)
-        mock_device_fail(queue->device, code, why);
+    take_outcome(queue, sequence, code, why);
     mock_program_release(work->program, trash);
     queue->borrowed = false;
     advance(queue, sequence);
-    if (queue->head || queue->closing)
+    if (queue->head || queue->closing || queue->stopping)
         wake(queue);
     mock_queue_release(queue);
 }
 
 CUresult mock_queue_after(mock_queue *queue, mock_queue *other, uint64_t sequence, mock_trash *trash) {
-    if (!other || other == queue || other->completed >= sequence)
+    if (!other || other == queue)
+        return CUDA_SUCCESS;
+    mock_past_add(&queue->past, other->slot, sequence);
+    if (other->completed >= sequence)
         return CUDA_SUCCESS;
     mock_queue_reference(other);
     mock_work wait = {.kind = WORK_WAIT, .queue = other, .number = sequence};
@@ -250,11 +275,16 @@ CUresult mock_queue_order_null(mock_queue *queue, mock_trash *trash) {
     CUresult code = CUDA_SUCCESS;
     if (!queue->blocking || (!device->null_stream && !queue->null_stream))
         return CUDA_SUCCESS;
-    if (!queue->null_stream)
+    if (!queue->null_stream) {
+        mock_past_merge(&queue->past, &device->null_stream->past);
         return mock_queue_after(queue, device->null_stream, device->null_stream->enqueued, trash);
-    for (mock_queue *other = device->queues; other && !code; other = other->next)
-        if (other->blocking)
+    }
+    for (mock_queue *other = device->queues; other && !code; other = other->next) {
+        if (other->blocking) {
+            mock_past_merge(&queue->past, &other->past);
             code = mock_queue_after(queue, other, other->enqueued, trash);
+        }
+    }
     return code;
 }
 

@@ -70,8 +70,8 @@ static void pass_time(mock_queue *queue, uint64_t ns) {
     trtx_mock *mock = queue->device->mock;
     if (ns == 0)
         return;
-    if (mock->options.virtual_time) {
-        atomic_fetch_add(&mock->virtual_ns, ns);
+    if (mock->clock.now || mock->time) {
+        mock_sleep(mock, ns);
         return;
     }
     uint64_t until = mock_now_ns(mock) + ns;
@@ -82,18 +82,32 @@ static void pass_time(mock_queue *queue, uint64_t ns) {
     mock_unlock(mock);
 }
 
+static _Thread_local char explained[MOCK_DETAIL];
+
+void trtx_mock_explain(const char *why) { snprintf(explained, sizeof explained, "%s", why); }
+
 static CUresult run_kernel(mock_queue *queue, const mock_launch *launch, char *why) {
     mock_device *device = queue->device;
-    mock_outcome outcome = mock_faults_enter(device->mock->faults, CALL_execute);
+    mock_outcome outcome = {0};
+    if (!launch->uncounted)
+        outcome = mock_faults_enter(device->mock->faults, CALL_execute, device->ordinal);
     pass_time(queue, outcome.delay_ns + launch->duration_ns);
     if (atomic_load(&device->fault))
         return CUDA_SUCCESS; /* dropped: something else ended the context meanwhile */
     if (outcome.error) {
         snprintf(why, MOCK_DETAIL, "fault injected into call %llu of execute", (unsigned long long)outcome.number);
+        if (outcome.lose_process) {
+            mock_lock(device->mock);
+            mock_lose(device, outcome.error, why, true);
+            mock_unlock(device->mock);
+        }
         return outcome.error;
     }
+    explained[0] = 0;
     CUresult code = launch->run ? launch->run(launch->userdata) : CUDA_SUCCESS;
-    if (code)
+    if (code && explained[0])
+        snprintf(why, MOCK_DETAIL, "%s", explained);
+    else if (code)
         snprintf(why, MOCK_DETAIL, "a kernel failed with %d", code);
     return code;
 }
@@ -116,6 +130,14 @@ static CUresult run_node(mock_queue *queue, const mock_work *work, char *why) {
     case WORK_SET:
         code = fill(memory, work, detail);
         break;
+    case WORK_ALLOCATE:
+        mock_device_reserve(memory, work->to, false);
+        code = CUDA_SUCCESS;
+        break;
+    case WORK_FREE:
+        mock_device_reap(memory, work->to);
+        code = CUDA_SUCCESS;
+        break;
     default:
         return run_kernel(queue, &work->launch, why);
     }
@@ -130,7 +152,14 @@ CUresult mock_work_run(mock_queue *queue, mock_work *work, char *why) {
     if (work->kind != WORK_GRAPH)
         return run_node(queue, work, why);
     CUresult code = CUDA_SUCCESS;
-    for (size_t i = 0; i < work->program->count && !code && !atomic_load(&queue->device->fault); i++)
-        code = run_node(queue, &work->program->nodes[i], why);
+    for (size_t i = 0; i < work->program->count && !atomic_load(&queue->device->fault); i++) {
+        char reason[MOCK_DETAIL] = "";
+        CUresult outcome = run_node(queue, &work->program->nodes[i], reason);
+        if (outcome)
+            memcpy(why, reason, sizeof reason);
+        if (outcome && outcome != TRTX_MOCK_NO_RESULT)
+            return outcome;
+        code = outcome ? outcome : code; /* a kernel without a result: the replay goes on */
+    }
     return code;
 }

@@ -107,11 +107,14 @@ CUresult trtx_scope_enter(trtx_scope *scope, const trtx_cuda_api *api, CUcontext
         if (status != CUDA_SUCCESS) return status;
         pushed = true;
     }
-    *scope = (trtx_scope){.api = api, .context = context, .pushed = pushed};
+    *scope = (trtx_scope){.api = api, .context = context, .pushed = pushed, .mode = CU_STREAM_CAPTURE_MODE_RELAXED};
+    /* should it fail, the context is lost and the next call says so */
+    scope->relaxed = api->cuThreadExchangeStreamCaptureMode(&scope->mode) == CUDA_SUCCESS;
     return CUDA_SUCCESS;
 }
 
 void trtx_scope_leave(trtx_scope *scope) {
+    if (scope->relaxed) scope->api->cuThreadExchangeStreamCaptureMode(&scope->mode);
     if (scope->pushed) {
         CUcontext ours;
         scope->api->cuCtxPopCurrent(&ours);

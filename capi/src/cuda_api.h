@@ -73,6 +73,8 @@ enum { CU_STREAM_CAPTURE_STATUS_NONE = 0, CU_STREAM_CAPTURE_STATUS_ACTIVE = 1, C
     X(cuMemGetInfo, "cuMemGetInfo_v2", (size_t * free_bytes, size_t * total_bytes))                                    \
     X(cuMemAlloc, "cuMemAlloc_v2", (CUdeviceptr * pointer, size_t bytes))                                              \
     X(cuMemFree, "cuMemFree_v2", (CUdeviceptr pointer))                                                                \
+    X(cuMemAllocAsync, "cuMemAllocAsync", (CUdeviceptr * pointer, size_t bytes, CUstream stream))                      \
+    X(cuMemFreeAsync, "cuMemFreeAsync", (CUdeviceptr pointer, CUstream stream))                                        \
     X(cuMemHostAlloc, "cuMemHostAlloc", (void **pointer, size_t bytes, unsigned flags))                                \
     X(cuMemFreeHost, "cuMemFreeHost", (void *pointer))                                                                 \
     X(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", (CUdeviceptr to, const void *from, size_t bytes, CUstream stream))    \
@@ -90,6 +92,7 @@ enum { CU_STREAM_CAPTURE_STATUS_NONE = 0, CU_STREAM_CAPTURE_STATUS_ACTIVE = 1, C
     X(cuEventQuery, "cuEventQuery", (CUevent event))                                                                   \
     X(cuEventSynchronize, "cuEventSynchronize", (CUevent event))                                                       \
     X(cuEventElapsedTime, "cuEventElapsedTime", (float *milliseconds, CUevent start, CUevent end))                     \
+    X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int *mode))                             \
     X(cuStreamBeginCapture, "cuStreamBeginCapture_v2", (CUstream stream, int mode))                                    \
     X(cuStreamEndCapture, "cuStreamEndCapture", (CUstream stream, CUgraph * graph))                                    \
     X(cuStreamIsCapturing, "cuStreamIsCapturing", (CUstream stream, int *status))                                      \
@@ -100,7 +103,8 @@ enum { CU_STREAM_CAPTURE_STATUS_NONE = 0, CU_STREAM_CAPTURE_STATUS_ACTIVE = 1, C
     X(cuGraphExecDestroy, "cuGraphExecDestroy", (CUgraphExec exec))                                                    \
     X(cuGraphDestroy, "cuGraphDestroy", (CUgraph graph))                                                               \
     X(cuGetErrorName, "cuGetErrorName", (CUresult error, const char **name))                                           \
-    X(cuGetErrorString, "cuGetErrorString", (CUresult error, const char **text))
+    X(cuGetErrorString, "cuGetErrorString", (CUresult error, const char **text))                                       \
+    X(cuDeviceGetUuid, "cuDeviceGetUuid_v2", (unsigned char *uuid, CUdevice device)) /* 16 bytes */
 
 typedef struct trtx_cuda_api {
 #define TRTX_MEMBER(name, symbol, parameters) CUresult(*name) parameters;

@@ -110,16 +110,18 @@ void trtx_slot_recycle(trtx_lane *lane, trtx_slot *slot) {
     lane->free_count++;
 }
 
-CUresult trtx_lane_acquire(trtx_lane *lane, size_t *result) {
+CUresult trtx_lane_acquire_among(trtx_lane *lane, const uint64_t *slots, size_t words, bool look, size_t *result) {
     if (!lane || !result) return CUDA_ERROR_INVALID_VALUE;
+    if (words > TRTX_MAX_SLOTS / 64) words = TRTX_MAX_SLOTS / 64;
     if (lane->fork_generation != trtx_fork_generation()) return CUDA_ERROR_NOT_INITIALIZED;
-    for (int attempt = 0; attempt < 2; attempt++) {
+    for (int attempt = 0; attempt < 1 + look; attempt++) {
         if (attempt) trtx_lane_poll(lane); /* a slot given back in flight may have come back */
         pthread_mutex_lock(&lane->state);
-        for (size_t word = 0; lane->free_count && word < TRTX_MAX_SLOTS / 64; word++) {
-            if (!lane->free_slots[word]) continue;
-            size_t index = word * 64 + (size_t)__builtin_ctzll(lane->free_slots[word]);
-            lane->free_slots[word] &= lane->free_slots[word] - 1;
+        for (size_t word = 0; lane->free_count && word < words; word++) {
+            uint64_t wanted = lane->free_slots[word] & (slots ? slots[word] : UINT64_MAX);
+            if (!wanted) continue;
+            size_t index = word * 64 + (size_t)__builtin_ctzll(wanted);
+            lane->free_slots[word] &= ~(wanted & -wanted);
             lane->free_count--;
             atomic_store_explicit(&lane->slots[index].state, TRTX_SLOT_HELD, memory_order_release);
             pthread_mutex_unlock(&lane->state);
@@ -129,6 +131,10 @@ CUresult trtx_lane_acquire(trtx_lane *lane, size_t *result) {
         pthread_mutex_unlock(&lane->state);
     }
     return CUDA_ERROR_NOT_READY;
+}
+
+CUresult trtx_lane_acquire(trtx_lane *lane, size_t *result) {
+    return trtx_lane_acquire_among(lane, NULL, TRTX_MAX_SLOTS / 64, true, result);
 }
 
 CUresult trtx_lane_release(trtx_lane *lane, size_t index) {
@@ -166,10 +172,12 @@ static bool begin(trtx_lane *lane, trtx_slot *slot, CUgraphExec exec, uint64_t t
     int state = atomic_load_explicit(&slot->state, memory_order_relaxed);
     if (state != TRTX_SLOT_HELD && state != TRTX_SLOT_DONE) return false;
     forget_completion(slot);
+    atomic_fetch_add_explicit(&slot->turn, 1, memory_order_relaxed);
     atomic_store_explicit(&slot->state, TRTX_SLOT_IN_FLIGHT, memory_order_release);
     if (hub) trtx_hub_retain(hub);
     slot->hub = hub;
     slot->pace = pace_of(lane, exec);
+    slot->unmarked = slot->doubt = CUDA_SUCCESS;
     slot->completion = (trtx_completion){.token = token, .launched_ns = trtx_now_ns()};
     lane->launching++;
     return true;
@@ -194,32 +202,39 @@ static void end(trtx_lane *lane, trtx_slot *slot, CUresult status) {
     if (dropped) trtx_slot_recycle(lane, slot);
 }
 
-static CUresult launch(trtx_lane *lane, trtx_slot *slot, CUgraphExec exec) {
+static CUresult launch(trtx_lane *lane, trtx_slot *slot, CUgraphExec exec, const char **call) {
+    *call = "cuGraphLaunch";
     CUresult status = exec ? lane->api->cuGraphLaunch(exec, lane->stream) : CUDA_SUCCESS;
     if (status != CUDA_SUCCESS) return status;
+    *call = "cuEventRecord";
     status = lane->api->cuEventRecord(slot->event, lane->stream);
-    if (status != CUDA_SUCCESS) {
-        /* The work runs and nobody would notice its end: its buffers must not be touched before that. */
-        CUresult end_status = lane->api->cuStreamSynchronize(lane->stream);
-        if (trtx_is_sticky(end_status)) status = end_status;
-    }
-    return status;
+    if (status == CUDA_SUCCESS || trtx_is_sticky(status)) return status;
+    /* The work runs and no event will tell its end. Waiting here could wait for somebody who waits for a lock of the
+     * caller's: the slot is in flight until the whole stream is idle, and completes with this error. */
+    slot->unmarked = status;
+    return CUDA_SUCCESS;
 }
 
-static CUresult submit(trtx_lane *lane, size_t index, CUgraphExec exec, uint64_t token, trtx_hub *hub) {
+static CUresult submit(trtx_lane *lane, size_t index, CUgraphExec exec, uint64_t token, trtx_hub *hub, const char **call) {
+    *call = "";
     if (!lane || index >= lane->slot_count) return CUDA_ERROR_INVALID_VALUE;
     if (lane->fork_generation != trtx_fork_generation()) return CUDA_ERROR_NOT_INITIALIZED;
     trtx_slot *slot = &lane->slots[index];
     trtx_scope scope = {0};
     pthread_mutex_lock(&lane->submit);
     CUresult status = atomic_load(&lane->dead);
-    if (status == CUDA_SUCCESS) status = trtx_scope_enter(&scope, lane->api, lane->context);
+    if (status != CUDA_SUCCESS) {
+        *call = "cuGraphLaunch"; /* what it would return */
+    } else {
+        status = trtx_scope_enter(&scope, lane->api, lane->context);
+        if (status != CUDA_SUCCESS) *call = "cuCtxPushCurrent"; /* the only thing in there that can fail */
+    }
     if (status == CUDA_SUCCESS) {
         pthread_mutex_lock(&lane->state);
         bool ours = begin(lane, slot, exec, token, hub);
         pthread_mutex_unlock(&lane->state);
         if (ours) {
-            status = launch(lane, slot, exec);
+            status = launch(lane, slot, exec, call);
             pthread_mutex_lock(&lane->state);
             end(lane, slot, status);
             pthread_mutex_unlock(&lane->state);
@@ -235,12 +250,29 @@ static CUresult submit(trtx_lane *lane, size_t index, CUgraphExec exec, uint64_t
     return status;
 }
 
+CUresult trtx_lane_submit_call(trtx_lane *lane, size_t slot, CUgraphExec exec, uint64_t token, trtx_hub *hub,
+                               const char **call) {
+    *call = "";
+    return exec ? submit(lane, slot, exec, token, hub, call) : CUDA_ERROR_INVALID_VALUE;
+}
+
 CUresult trtx_lane_submit(trtx_lane *lane, size_t slot, CUgraphExec exec, uint64_t token, trtx_hub *hub) {
-    return exec ? submit(lane, slot, exec, token, hub) : CUDA_ERROR_INVALID_VALUE;
+    const char *call;
+    return trtx_lane_submit_call(lane, slot, exec, token, hub, &call);
 }
 
 CUresult trtx_lane_mark(trtx_lane *lane, size_t slot, uint64_t token, trtx_hub *hub) {
-    return submit(lane, slot, NULL, token, hub);
+    const char *call;
+    return submit(lane, slot, NULL, token, hub, &call);
+}
+
+trtx_lane_view trtx_lane_glance(const trtx_lane *lane) {
+    trtx_lane_view view = {.dead = atomic_load_explicit(&lane->dead, memory_order_relaxed),
+                           .expected_ns = atomic_load_explicit(&lane->expected_ns, memory_order_relaxed)};
+    /* the head first: it never passes the tail */
+    view.completed = atomic_load_explicit(&lane->head, memory_order_acquire);
+    view.submitted = atomic_load_explicit(&lane->tail, memory_order_acquire);
+    return view;
 }
 
 void trtx_lane_get_statistics(trtx_lane *lane, trtx_lane_statistics *statistics) {
@@ -252,5 +284,6 @@ void trtx_lane_get_statistics(trtx_lane *lane, trtx_lane_statistics *statistics)
     statistics->held = lane->slot_count - lane->free_count - statistics->in_flight;
     pthread_mutex_unlock(&lane->state);
     statistics->dead = atomic_load(&lane->dead);
+    statistics->expected_ns = atomic_load_explicit(&lane->expected_ns, memory_order_relaxed);
     statistics->polls = atomic_load_explicit(&lane->polls, memory_order_relaxed);
 }

@@ -21,6 +21,8 @@
 #ifndef TRTX_LANE_H
 #define TRTX_LANE_H
 
+#include <stdbool.h>
+
 #include "cuda_api.h"
 
 #ifdef __cplusplus
@@ -35,7 +37,7 @@ typedef struct trtx_watcher trtx_watcher;
 typedef enum trtx_wake_mode {
     TRTX_WAKE_LATENCY = 0,   /* spins while an armed slot is in flight, and 100 us longer: a caller may come back */
     TRTX_WAKE_BALANCED = 1,  /* sleeps until 20 us before a result is due, spins till 50 us after, then ever longer naps */
-    TRTX_WAKE_EFFICIENT = 2  /* sleeps between looks: an eighth of the time that is expected, 20 to 200 us */
+    TRTX_WAKE_EFFICIENT = 2  /* sleeps until a result is due, then naps: an eighth of the expected time, 20 to 200 us */
 } trtx_wake_mode;
 
 typedef enum trtx_slot_state {
@@ -83,12 +85,16 @@ CUresult trtx_lane_destroy(trtx_lane *lane);
 
 /* Take a free slot, lowest number first. CUDA_ERROR_NOT_READY if none is free (it polls before it says so). */
 CUresult trtx_lane_acquire(trtx_lane *lane, size_t *slot);
+/* As acquire, among the slots whose bits are set: bit i % 64 of slots[i / 64], for `words` words; NULL: any.
+ * look: poll if none is free. */
+CUresult trtx_lane_acquire_among(trtx_lane *lane, const uint64_t *slots, size_t words, bool look, size_t *slot);
 /* Give a held or done slot back. A slot that is in flight comes back by itself when it completes, its result dropped and its
  * hub not told; the watcher sees to that. CUDA_ERROR_INVALID_VALUE if it was given back already. */
 CUresult trtx_lane_release(trtx_lane *lane, size_t slot);
 
 /* Launch `exec` for a held or done slot and record the slot's event. On failure the slot is held as before and nothing is
- * in flight for it (should the graph run but its event not be recorded, the stream is waited for). A sticky error, here or
+ * in flight for it. Should the graph run but its event not be recorded, the slot is in flight until the stream is idle, and
+ * then done with that error. A sticky error, here or
  * at completion, makes the lane dead: everything in flight completes with it, and every later submit returns it.
  * hub: NULL, or gets the completion; kept alive until the slot is released or submitted again. */
 CUresult trtx_lane_submit(trtx_lane *lane, size_t slot, CUgraphExec exec, uint64_t token, trtx_hub *hub);
@@ -103,12 +109,14 @@ size_t trtx_lane_poll(trtx_lane *lane);
 /* State of one slot, without looking at the GPU; takes no lock. completion (may be NULL) is written if the slot is done. */
 trtx_slot_state trtx_lane_slot(trtx_lane *lane, size_t slot, trtx_completion *completion);
 
-/* Poll until the slot is no longer in flight or spin_ns have passed; 0 looks once. Returns the slot's state: done or in
+/* Poll until the slot is no longer in flight (or was submitted again) or spin_ns have passed; 0 looks once. Returns the slot's state: done or in
  * flight, or what else it was when nothing was submitted for it. */
 trtx_slot_state trtx_lane_spin(trtx_lane *lane, size_t slot, uint64_t spin_ns, trtx_completion *completion);
 
-/* Block until the slot is no longer in flight: spins for spin_ns, then sleeps with the watcher's help. timeout_ns 0 waits
- * for ever. Returns as trtx_lane_spin. */
+/* Block until what was submitted for the slot is no longer in flight: spins for spin_ns, then sleeps with the watcher's help.
+ * timeout_ns 0 waits for ever. Returns as trtx_lane_spin. If another thread has submitted the slot again meanwhile, the awaited
+ * submission is over and its completion is gone: the state is that of the slot as it is then, TRTX_SLOT_IN_FLIGHT as a rule,
+ * and *completion is left as it was. */
 trtx_slot_state trtx_lane_wait(trtx_lane *lane, size_t slot, uint64_t spin_ns, uint64_t timeout_ns,
                                trtx_completion *completion);
 
@@ -116,6 +124,16 @@ trtx_slot_state trtx_lane_wait(trtx_lane *lane, size_t slot, uint64_t spin_ns, u
  * still in the hub's queue. Needed only where nobody spins for it. CUDA_ERROR_INVALID_VALUE if the slot is neither in flight nor
  * done. Completion and arming may race: one of the two makes the fd readable. */
 CUresult trtx_lane_arm(trtx_lane *lane, size_t slot);
+
+/* What callers want to know at every request; takes no lock. Work completes in order: what was submitted when this said
+ * `submitted` = n is done when it says `completed` >= n. */
+typedef struct trtx_lane_view {
+    uint64_t submitted, completed; /* the difference is in flight */
+    uint64_t expected_ns;          /* as in the statistics */
+    CUresult dead;
+} trtx_lane_view;
+
+trtx_lane_view trtx_lane_glance(const trtx_lane *lane);
 
 typedef struct trtx_lane_statistics {
     uint64_t submitted;        /* launches that succeeded */

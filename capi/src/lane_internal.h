@@ -1,4 +1,5 @@
-/* What hub.c, watcher.c, lane.c and lane_look.c know of each other. Not for anybody else.
+/* What hub.c, watcher.c, lane.c and lane_look.c know of each other. Not for anybody else, but for the Python binding: it puts
+ * nodes of its own into hubs' queues, asks for the fork generation, and reads when its own slot was launched.
  *
  * Locks, in the order in which they may be nested: lane->submit, lane->state, then watcher->mutex or a hub's mutex. No
  * driver call is made under lane->state, so that no event loop waits for the driver to read a slot's state. lane->looking
@@ -53,12 +54,16 @@ unsigned trtx_fork_generation(void);
 /* Fill `table` from `library`. False: `reason` (of `room` bytes) says what was missing. */
 bool trtx_cuda_api_open(const char *library, trtx_cuda_api *table, char *reason, size_t room);
 
-/* ---- making a context current for a while ---- */
+/* ---- making a context current for a while ----
+ *
+ * Inside, the thread's stream capture mode is RELAXED: a query of ours must not invalidate a capture that another library
+ * began in GLOBAL mode on another thread. The driver keeps the mode for each thread; an exchange costs it tens of nanoseconds. */
 
 typedef struct trtx_scope {
     const trtx_cuda_api *api;
     CUcontext context; /* NULL: not entered */
-    bool pushed;
+    bool pushed, relaxed;
+    int mode; /* the thread's capture mode before, if relaxed */
 } trtx_scope;
 
 CUresult trtx_scope_enter(trtx_scope *scope, const trtx_cuda_api *api, CUcontext context);
@@ -84,10 +89,14 @@ void trtx_hub_withdraw(trtx_hub *hub, trtx_hub_node *node);
 
 typedef struct trtx_slot {
     _Atomic int state; /* trtx_slot_state; written under lane->state */
+    _Atomic uint64_t turn; /* how often it was submitted: tells a waiter his submission from the next one; written under
+                              lane->state */
     bool armed, dropped, watched;
     unsigned waiters;
     unsigned pace; /* index into lane->paces */
     CUevent event;
+    CUresult unmarked; /* not 0: its event could not be recorded, for this reason */
+    CUresult doubt;    /* what the last query of its event said instead of an answer */
     trtx_hub *hub; /* a reference, from submit until the slot is released or submitted again */
     trtx_completion completion;
     trtx_hub_node node;
@@ -124,6 +133,7 @@ struct trtx_lane {
     uint64_t last_completed_ns;
     _Atomic uint64_t not_ready_ns; /* when the head was last seen unfinished */
     _Atomic int dead;
+    _Atomic uint64_t expected_ns;          /* written under `state` */
     _Atomic uint64_t polls;
     trtx_lane_statistics statistics;
 
@@ -136,8 +146,10 @@ struct trtx_lane {
     trtx_slot slots[];
 };
 
-/* Look once, inside a scope of the lane's context: complete what is done, tell the hubs. As trtx_lane_poll. */
-size_t trtx_lane_look(trtx_lane *lane);
+/* As trtx_lane_submit. On failure *call is the driver's function that failed, or "" if none was called. */
+CUresult trtx_lane_submit_call(trtx_lane *lane, size_t slot, CUgraphExec exec, uint64_t token, trtx_hub *hub, const char **call);
+/* Look once, inside a scope of the lane's context: complete what is done, `most` at most, tell the hubs. As trtx_lane_poll. */
+size_t trtx_lane_look(trtx_lane *lane, size_t most);
 /* The device is gone: everything in flight completes with `cause`. */
 void trtx_lane_die(trtx_lane *lane, CUresult cause);
 bool trtx_is_sticky(CUresult error);

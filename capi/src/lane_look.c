@@ -49,7 +49,9 @@ static void complete_head(trtx_lane *lane, CUresult status, uint64_t now, bool f
         if (unready < start) unready = start;
         uint64_t sample = now > unready ? unready - start + (now - unready) / 2 : now > start ? now - start : 0;
         learn(&lane->paces[slot->pace].expected_ns, sample);
-        learn(&lane->statistics.expected_ns, sample);
+        uint64_t expected = atomic_load_explicit(&lane->expected_ns, memory_order_relaxed);
+        learn(&expected, sample);
+        atomic_store_explicit(&lane->expected_ns, expected, memory_order_relaxed);
     }
     lane->last_completed_ns = now;
     lane->statistics.completed++;
@@ -86,6 +88,7 @@ bool trtx_is_sticky(CUresult error) {
     case 718: /* INVALID_PC */
     case 719: /* LAUNCH_FAILED */
     case 721: /* TENSOR_MEMORY_LEAK */
+    case 810: /* MPS_CLIENT_TERMINATED */
     case 911: /* EXTERNAL_DEVICE */
     case 999: /* UNKNOWN */
         return true;
@@ -112,7 +115,27 @@ void trtx_lane_die(trtx_lane *lane, CUresult cause) {
     tell_all(&list);
 }
 
-size_t trtx_lane_look(trtx_lane *lane) {
+/* Under lane->looking: is the slot's work over, and how did it end? Never says that it is over when that is not known. */
+static CUresult ask(trtx_lane *lane, trtx_slot *slot) {
+    if (slot->unmarked != CUDA_SUCCESS) {
+        CUresult idle = lane->api->cuStreamQuery(lane->stream);
+        return idle == CUDA_SUCCESS ? slot->unmarked : trtx_is_sticky(idle) ? idle : CUDA_ERROR_NOT_READY;
+    }
+    CUresult status = lane->api->cuEventQuery(slot->event);
+    if (status == CUDA_SUCCESS || status == CUDA_ERROR_NOT_READY || trtx_is_sticky(status) || is_refused_by_capture(status))
+        return status;
+    /* A query that failed says nothing about the work. An event that gives the same answer again means it, if it is one about
+     * values; anything else must wait until the stream is idle. */
+    if (slot->doubt != status) {
+        slot->doubt = status;
+        return CUDA_ERROR_NOT_READY;
+    }
+    if (status == CUDA_ERROR_INVALID_VALUE) return status;
+    CUresult idle = lane->api->cuStreamQuery(lane->stream);
+    return idle == CUDA_ERROR_NOT_READY || is_refused_by_capture(idle) ? CUDA_ERROR_NOT_READY : trtx_is_sticky(idle) ? idle : status;
+}
+
+size_t trtx_lane_look(trtx_lane *lane, size_t most) {
     size_t left = in_flight(lane);
     if (left == 0) return 0;
     /* Somebody else looks: what is done will be seen by him, or by the next look of whoever still waits. */
@@ -120,9 +143,10 @@ size_t trtx_lane_look(trtx_lane *lane) {
     atomic_fetch_add_explicit(&lane->polls, 1, memory_order_relaxed);
     tells list = {0};
     CUresult cause = CUDA_SUCCESS;
-    for (bool first = true; in_flight(lane); first = false) {
+    for (size_t done = 0; done < most && in_flight(lane); done++) {
+        bool first = done == 0;
         uint64_t head = atomic_load_explicit(&lane->head, memory_order_acquire);
-        CUresult status = lane->api->cuEventQuery(lane->slots[lane->fifo[head % lane->slot_count]].event);
+        CUresult status = ask(lane, &lane->slots[lane->fifo[head % lane->slot_count]]);
         uint64_t now = trtx_now_ns();
         if (status == CUDA_ERROR_NOT_READY || is_refused_by_capture(status)) {
             atomic_store_explicit(&lane->not_ready_ns, now, memory_order_relaxed);
@@ -144,6 +168,9 @@ size_t trtx_lane_look(trtx_lane *lane) {
     return in_flight(lane);
 }
 
+/* A spin may be an event loop's: a query of each of many finished slots would hold it. The others are seen by the next. */
+enum { looks_at_once = 12 };
+
 static bool inert(const trtx_lane *lane) { return lane->fork_generation != trtx_fork_generation(); }
 
 size_t trtx_lane_poll(trtx_lane *lane) {
@@ -151,7 +178,7 @@ size_t trtx_lane_poll(trtx_lane *lane) {
     if (left == 0 || inert(lane)) return left;
     trtx_scope scope = {0};
     trtx_scope_enter(&scope, lane->api, lane->context); /* if it cannot, the query says what is wrong */
-    left = trtx_lane_look(lane);
+    left = trtx_lane_look(lane, SIZE_MAX);
     trtx_scope_leave(&scope);
     return left;
 }
@@ -169,48 +196,70 @@ static uint64_t after(uint64_t now, uint64_t duration) {
     return duration < TRTX_NEVER - now ? now + duration : TRTX_NEVER;
 }
 
-trtx_slot_state trtx_lane_spin(trtx_lane *lane, size_t index, uint64_t spin_ns, trtx_completion *completion) {
-    trtx_slot_state state = trtx_lane_slot(lane, index, completion);
-    if (state != TRTX_SLOT_IN_FLIGHT || inert(lane)) return state;
+/* Whether the submission that made `turn` is still in flight: the next one of the same slot is none of the waiter's. */
+static bool under_way(const trtx_slot *slot, uint64_t turn) {
+    return atomic_load_explicit(&slot->state, memory_order_acquire) == TRTX_SLOT_IN_FLIGHT &&
+           atomic_load_explicit(&slot->turn, memory_order_relaxed) == turn;
+}
+
+static uint64_t turn_of(const trtx_slot *slot) { return atomic_load_explicit(&slot->turn, memory_order_relaxed); }
+
+/* In flight, as the caller has seen. */
+static void spin(trtx_lane *lane, const trtx_slot *slot, uint64_t turn, uint64_t spin_ns) {
     trtx_scope scope = {0};
     trtx_scope_enter(&scope, lane->api, lane->context);
     uint64_t until = spin_ns ? after(trtx_now_ns(), spin_ns) : 0;
     for (;;) {
-        trtx_lane_look(lane);
-        state = trtx_lane_slot(lane, index, completion);
-        if (state != TRTX_SLOT_IN_FLIGHT || until == 0 || trtx_now_ns() >= until) break;
+        trtx_lane_look(lane, looks_at_once);
+        if (!under_way(slot, turn) || until == 0 || trtx_now_ns() >= until) break;
         trtx_pause();
     }
     trtx_scope_leave(&scope);
-    return state;
+}
+
+trtx_slot_state trtx_lane_spin(trtx_lane *lane, size_t index, uint64_t spin_ns, trtx_completion *completion) {
+    trtx_slot_state state = trtx_lane_slot(lane, index, completion);
+    if (state != TRTX_SLOT_IN_FLIGHT || inert(lane)) return state;
+    spin(lane, &lane->slots[index], turn_of(&lane->slots[index]), spin_ns);
+    return trtx_lane_slot(lane, index, completion);
 }
 
 /* Wait without a watcher, because its thread could not be started. */
-static void look_and_sleep(trtx_lane *lane, size_t index, uint64_t until) {
+static void look_and_sleep(trtx_lane *lane, const trtx_slot *slot, uint64_t turn, uint64_t until) {
     const struct timespec nap = {.tv_nsec = 50000};
-    while (trtx_lane_poll(lane), trtx_lane_slot(lane, index, NULL) == TRTX_SLOT_IN_FLIGHT && trtx_now_ns() < until)
-        nanosleep(&nap, NULL);
+    while (trtx_lane_poll(lane), under_way(slot, turn) && trtx_now_ns() < until) nanosleep(&nap, NULL);
 }
 
-trtx_slot_state trtx_lane_wait(trtx_lane *lane, size_t index, uint64_t spin_ns, uint64_t timeout_ns,
-                               trtx_completion *completion) {
-    uint64_t until = timeout_ns ? after(trtx_now_ns(), timeout_ns) : TRTX_NEVER;
-    if (timeout_ns && spin_ns > timeout_ns) spin_ns = timeout_ns;
-    trtx_slot_state state = trtx_lane_spin(lane, index, spin_ns, completion);
-    if (state != TRTX_SLOT_IN_FLIGHT || inert(lane)) return state;
-    trtx_slot *slot = &lane->slots[index];
+/* Sleep with the watcher's help. */
+static void sleep_until_done(trtx_lane *lane, trtx_slot *slot, uint64_t turn, uint64_t until) {
     pthread_mutex_lock(&lane->state);
     slot->waiters++;
     bool request = trtx_slot_update_watch(lane, slot);
     pthread_mutex_unlock(&lane->state);
-    if (request && trtx_watcher_request(lane->watcher, lane) != CUDA_SUCCESS) look_and_sleep(lane, index, until);
+    if (request && trtx_watcher_request(lane->watcher, lane) != CUDA_SUCCESS) look_and_sleep(lane, slot, turn, until);
     pthread_mutex_lock(&lane->state);
-    while (trtx_lane_slot(lane, index, NULL) == TRTX_SLOT_IN_FLIGHT && trtx_now_ns() < until)
-        trtx_wait_until(&slot->done, &lane->state, until);
+    while (under_way(slot, turn) && trtx_now_ns() < until) trtx_wait_until(&slot->done, &lane->state, until);
     slot->waiters--;
     trtx_slot_update_watch(lane, slot);
     pthread_mutex_unlock(&lane->state);
-    return trtx_lane_slot(lane, index, completion);
+}
+
+trtx_slot_state trtx_lane_wait(trtx_lane *lane, size_t index, uint64_t spin_ns, uint64_t timeout_ns,
+                               trtx_completion *completion) {
+    trtx_slot_state state = trtx_lane_slot(lane, index, NULL);
+    if (index >= lane->slot_count || inert(lane)) return trtx_lane_slot(lane, index, completion);
+    trtx_slot *slot = &lane->slots[index];
+    uint64_t turn = turn_of(slot); /* after the state: not older than the submission that was seen there */
+    uint64_t until = timeout_ns ? after(trtx_now_ns(), timeout_ns) : TRTX_NEVER;
+    if (timeout_ns && spin_ns > timeout_ns) spin_ns = timeout_ns;
+    if (state == TRTX_SLOT_IN_FLIGHT) spin(lane, slot, turn, spin_ns);
+    if (under_way(slot, turn)) sleep_until_done(lane, slot, turn, until);
+    /* Under the lock: whoever submits the slot again at this moment writes the completion. */
+    pthread_mutex_lock(&lane->state);
+    bool gone = turn_of(slot) != turn;
+    state = trtx_lane_slot(lane, index, gone ? NULL : completion);
+    pthread_mutex_unlock(&lane->state);
+    return state;
 }
 
 CUresult trtx_lane_arm(trtx_lane *lane, size_t index) {

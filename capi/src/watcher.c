@@ -39,9 +39,11 @@ static uint64_t next_look(const trtx_watcher *watcher, trtx_lane *lane, uint64_t
     }
     pthread_mutex_unlock(&lane->state);
     uint64_t elapsed = now > start ? now - start : 0;
-    if (lane->mode == TRTX_WAKE_EFFICIENT)
-        return now + trtx_clamp((expected ? expected : elapsed) / 8, 20 * MICROSECOND, 200 * MICROSECOND);
     uint64_t due = start + expected;
+    if (lane->mode == TRTX_WAKE_EFFICIENT) {
+        if (now < due) return due; /* not before: a look too many costs more than a look too late */
+        return now + trtx_clamp((expected ? expected : elapsed) / 8, 20 * MICROSECOND, 200 * MICROSECOND);
+    }
     uint64_t early = balanced_margin_ns + atomic_load_explicit(&watcher->overshoot_ns, memory_order_relaxed);
     if (now + early < due) return due - early;
     if (now < due + balanced_spin_ns) return now;
@@ -130,7 +132,7 @@ static void *watch(void *argument) {
             }
             if (lane->next_look_ns <= now) {
                 trtx_scope_enter(&scope, lane->api, lane->context); /* if it cannot, the query says what is wrong */
-                trtx_lane_look(lane);
+                trtx_lane_look(lane, SIZE_MAX);
                 now = trtx_now_ns();
                 lane->next_look_ns = next_look(watcher, lane, now);
                 if (lane->mode == TRTX_WAKE_LATENCY) linger_until = now + latency_linger_ns;

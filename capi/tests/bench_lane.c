@@ -58,6 +58,7 @@ static CUresult stub_record(CUevent event, CUstream stream) { return (void)event
 static CUresult stub_query(CUevent event) { return (void)event, done(); }
 static CUresult stub_create(CUevent *event, unsigned flags) { return *event = (CUevent)(uintptr_t)64, (void)flags, done(); }
 static CUresult stub_current(CUcontext *context) { return *context = (CUcontext)(uintptr_t)8, done(); }
+static CUresult stub_exchange(int *mode) { return *mode = CU_STREAM_CAPTURE_MODE_GLOBAL, done(); }
 
 static void measure_own_share(size_t count) {
     trtx_cuda_api api = {.cuGraphLaunch = stub_launch,
@@ -65,7 +66,8 @@ static void measure_own_share(size_t count) {
                          .cuEventQuery = stub_query,
                          .cuEventCreate = stub_create,
                          .cuEventDestroy = stub_query,
-                         .cuCtxGetCurrent = stub_current};
+                         .cuCtxGetCurrent = stub_current,
+                         .cuThreadExchangeStreamCaptureMode = stub_exchange};
     trtx_watcher *watcher;
     trtx_lane *lane;
     trtx_hub *hub;

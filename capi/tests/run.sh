@@ -53,7 +53,7 @@ for mode in $modes; do
         printf '%-5s %s: ' "$mode" "$name"
         run=
         [ "$mode" = tsan ] && run=$bare
-        if ! timeout 300 $run "$out/$mode/$name"; then
+        if ! timeout 1200 $run "$out/$mode/$name"; then
             echo "$mode $name FAILED"
             failures=$((failures + 1))
             [ "$keep" = 1 ] || exit 1

@@ -39,7 +39,7 @@ static void arming_races(trtx_wake_mode mode, bool with_poller) {
             spun++;
         } else {
             if (trtx_lane_arm(h.lane, slot) != CUDA_SUCCESS) wrong++;
-            if (!readable(r.fd, 20000)) lost++;
+            if (!readable(r.fd, 30000)) lost++;
             if (trtx_hub_take(r.hub, &completion, 1) != 1) wrong++;
             slept++;
         }
@@ -83,13 +83,13 @@ static void *work(void *argument) {
         trtx_completion completion = {0}, taken = {0};
         switch (random / 4 % 4) {
         case 0:
-            if (trtx_lane_spin(lane, slot, 20000 * MS, &completion) != TRTX_SLOT_DONE) w->wrong++;
+            if (trtx_lane_spin(lane, slot, PATIENCE, &completion) != TRTX_SLOT_DONE) w->wrong++;
             break;
         case 1:
-            if (trtx_lane_wait(lane, slot, 5 * US, 20000 * MS, &completion) != TRTX_SLOT_DONE) w->wrong++;
+            if (trtx_lane_wait(lane, slot, 5 * US, PATIENCE, &completion) != TRTX_SLOT_DONE) w->wrong++;
             break;
         case 2:
-            if (trtx_lane_arm(lane, slot) != CUDA_SUCCESS || !readable(fd, 20000)) w->wrong++;
+            if (trtx_lane_arm(lane, slot) != CUDA_SUCCESS || !readable(fd, 30000)) w->wrong++;
             if (trtx_hub_take(hub, &taken, 1) != 1 || taken.token != i) w->wrong++;
             if (trtx_lane_slot(lane, slot, &completion) != TRTX_SLOT_DONE) w->wrong++;
             break;
@@ -126,7 +126,7 @@ static void eight_threads_on_four_lanes(void) {
     CHECK_EQ(finished, 8 * ROUNDS);
     uint64_t completed = 0;
     for (size_t i = 0; i < 4; i++) {
-        uint64_t until = now_ns() + 10000 * MS;
+        uint64_t until = now_ns() + PATIENCE;
         while (trtx_lane_poll(r.lanes[i]) && now_ns() < until) nap_us(100);
         trtx_lane_statistics statistics;
         trtx_lane_get_statistics(r.lanes[i], &statistics);
@@ -144,7 +144,7 @@ static void *keep_busy(void *argument) {
     OK(trtx_lane_acquire(h->lane, &slot));
     while (!atomic_load(&h->stop)) {
         OK(trtx_lane_submit(h->lane, slot, h->r->instant, 1, NULL));
-        CHECK_EQ(trtx_lane_wait(h->lane, slot, 0, 20000 * MS, NULL), TRTX_SLOT_DONE);
+        CHECK_EQ(trtx_lane_wait(h->lane, slot, 0, PATIENCE, NULL), TRTX_SLOT_DONE);
     }
     return NULL;
 }
@@ -167,10 +167,10 @@ static void lanes_come_and_go_under_a_busy_watcher(void) {
         OK(trtx_lane_submit(lane, slot, r.instant, 5, r.hub));
         OK(trtx_lane_arm(lane, slot));
         if (i % 2) {
-            CHECK(readable(r.fd, 20000));
+            CHECK(readable(r.fd, 30000));
             CHECK_EQ(trtx_hub_take(r.hub, &completion, 1), 1);
         } else {
-            CHECK_EQ(trtx_lane_spin(lane, slot, 20000 * MS, NULL), TRTX_SLOT_DONE);
+            CHECK_EQ(trtx_lane_spin(lane, slot, PATIENCE, NULL), TRTX_SLOT_DONE);
         }
         OK(trtx_lane_destroy(lane));
         CHECK(!readable(r.fd, 0));

@@ -1,5 +1,6 @@
 /* The watcher: asleep when nobody waits, its three modes, its thread; and that requests allocate nothing. */
 #define _GNU_SOURCE
+#include "lane_internal.h"
 #include "lane_test.h"
 
 #include <dirent.h>
@@ -56,6 +57,10 @@ static CUresult stub_current(CUcontext *context) {
     *context = NULL;
     return 0;
 }
+static CUresult stub_exchange(int *mode) {
+    *mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+    return 0;
+}
 
 static void requests_allocate_nothing(void) {
     trtx_cuda_api api = {0};
@@ -67,6 +72,7 @@ static void requests_allocate_nothing(void) {
     api.cuCtxPushCurrent = stub_push;
     api.cuCtxPopCurrent = stub_pop;
     api.cuCtxGetCurrent = stub_current;
+    api.cuThreadExchangeStreamCaptureMode = stub_exchange;
     trtx_watcher *watcher;
     trtx_lane *lane;
     trtx_hub *hub;
@@ -87,7 +93,7 @@ static void requests_allocate_nothing(void) {
         OK(trtx_lane_mark(lane, c, i, NULL));
         if (i % 2) OK(trtx_lane_arm(lane, b));
         if (i % 5 == 0) OK(trtx_lane_release(lane, a));
-        CHECK_EQ(trtx_lane_wait(lane, c, i % 3 ? 0 : 1000 * MS, 5000 * MS, NULL), TRTX_SLOT_DONE);
+        CHECK_EQ(trtx_lane_wait(lane, c, i % 3 ? 0 : 1000 * MS, PATIENCE, NULL), TRTX_SLOT_DONE);
         size_t expected = i % 5 ? 2 : 1;
         CHECK_EQ(trtx_hub_take(hub, taken, 4), expected);
         if (i % 5) OK(trtx_lane_release(lane, a));
@@ -120,6 +126,12 @@ static long thread_named(const char *name) {
     return found;
 }
 
+/* A thread that was joined is listed for a moment longer: close a rig, and wait until its watcher is not. */
+static void close_and_forget(rig *r) {
+    rig_close(r);
+    while (thread_named("trtx-watcher")) nap_us(100);
+}
+
 static uint64_t thread_cpu_ns(long id) {
     return cpu_ns((clockid_t)(((unsigned)~id << 3) | 6u)); /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
 }
@@ -149,7 +161,7 @@ static void the_thread_starts_late_takes_no_signals_and_sleeps(void) {
         size_t slot;
         OK(trtx_lane_acquire(r.lanes[0], &slot));
         OK(trtx_lane_submit(r.lanes[0], slot, r.instant, 1, NULL));
-        CHECK_EQ(trtx_lane_spin(r.lanes[0], slot, 5000 * MS, NULL), TRTX_SLOT_DONE);
+        CHECK_EQ(trtx_lane_spin(r.lanes[0], slot, PATIENCE, NULL), TRTX_SLOT_DONE);
         CHECK_EQ(thread_named("trtx-watcher"), 0); /* who spins needs no watcher */
         one_request(&r, r.instant, slot);
         long id = thread_named("trtx-watcher");
@@ -166,7 +178,7 @@ static void the_thread_starts_late_takes_no_signals_and_sleeps(void) {
         before = thread_cpu_ns(id);
         nap_us(200000);
         CHECK(thread_cpu_ns(id) - before < 1 * MS);
-        rig_close(&r);
+        close_and_forget(&r);
     }
 }
 
@@ -184,8 +196,13 @@ static void modes_trade_cpu_for_latency(void) {
             OK(trtx_lane_acquire(r.lanes[0], &slot));
             one_request(&r, exec, slot);
             long id = thread_named("trtx-watcher");
-            uint64_t cpu = thread_cpu_ns(id), begin = now_ns();
-            for (int i = 0; i < 200; i++) one_request(&r, exec, slot);
+            uint64_t cpu = thread_cpu_ns(id), begin = now_ns(), quickest = UINT64_MAX;
+            for (int i = 0; i < 200; i++) {
+                uint64_t before = now_ns();
+                one_request(&r, exec, slot);
+                uint64_t taken = now_ns() - before;
+                if (taken < quickest) quickest = taken;
+            }
             used[mode][which] = thread_cpu_ns(id) - cpu;
             uint64_t each = (now_ns() - begin) / 200;
             trtx_lane_statistics statistics;
@@ -196,26 +213,42 @@ static void modes_trade_cpu_for_latency(void) {
                    (unsigned long long)(statistics.expected_ns / US));
             CHECK(statistics.expected_ns >= durations[which] / 2);
             CHECK(each >= durations[which]);
-            if (!SANITIZED) CHECK(each < durations[which] + 5 * MS);
+            /* Of 200: others may have had to wait for a core. */
+            if (!SANITIZED) CHECK(quickest < durations[which] + 5 * MS);
             free_graph(&r, exec);
-            rig_close(&r);
+            close_and_forget(&r);
         }
     }
     CHECK(used[TRTX_WAKE_EFFICIENT][1] < used[TRTX_WAKE_LATENCY][1]);
     CHECK(used[TRTX_WAKE_BALANCED][1] < used[TRTX_WAKE_LATENCY][1]);
 }
 
+/* What the lane would have learned had the graph, which it knows, taken so long. */
+static void teach(trtx_lane *lane, CUgraphExec exec, uint64_t expected_ns) {
+    int taught = 0;
+    pthread_mutex_lock(&lane->state);
+    for (size_t i = 0; i < TRTX_PACES; i++) {
+        if (lane->paces[i].exec != exec) continue;
+        lane->paces[i].expected_ns = expected_ns;
+        taught++;
+    }
+    atomic_store(&lane->expected_ns, expected_ns);
+    pthread_mutex_unlock(&lane->state);
+    CHECK_EQ(taught, 1);
+}
+
 /* A short graph must not be overslept because a long one ran before it on the same lane. */
 static void each_graph_has_its_own_pace(void) {
     rig r;
     rig_open(&r, 1, 4, TRTX_WAKE_BALANCED);
-    CUgraphExec slow = make_graph(&r, 200 * MS, NULL, NULL), quick = make_graph(&r, 2 * MS, NULL, NULL);
+    CUgraphExec slow = make_graph(&r, 2 * MS, NULL, NULL), quick = make_graph(&r, 2 * MS, NULL, NULL);
     size_t slot;
     OK(trtx_lane_acquire(r.lanes[0], &slot));
     one_request(&r, slow, slot);
+    teach(r.lanes[0], slow, 4 * PATIENCE);
     uint64_t before = now_ns();
     one_request(&r, quick, slot);
-    CHECK(now_ns() - before < 100 * MS);
+    CHECK(now_ns() - before < PATIENCE);
     free_graph(&r, slow);
     free_graph(&r, quick);
     rig_close(&r);
@@ -229,19 +262,19 @@ static void a_sleeping_watcher_is_woken_for_what_is_due_sooner(void) {
     CUgraphExec quick = make_graph(&r, 2 * MS, NULL, NULL);
     size_t slot;
     OK(trtx_lane_acquire(r.lanes[0], &slot));
-    OK(trtx_lane_submit(r.lanes[0], slot, r.gated, 1, NULL));
-    nap_us(400000);
     atomic_store(&r.open, true);
-    CHECK_EQ(trtx_lane_spin(r.lanes[0], slot, 5000 * MS, NULL), TRTX_SLOT_DONE); /* taught: 200 ms at least */
+    OK(trtx_lane_submit(r.lanes[0], slot, r.gated, 1, NULL));
+    CHECK_EQ(trtx_lane_spin(r.lanes[0], slot, PATIENCE, NULL), TRTX_SLOT_DONE);
     atomic_store(&r.open, false);
+    teach(r.lanes[0], r.gated, 4 * PATIENCE);
     OK(trtx_lane_submit(r.lanes[0], slot, r.gated, 2, r.hub));
     OK(trtx_lane_arm(r.lanes[0], slot));
     nap_us(20000);
     atomic_store(&r.open, true);
-    CHECK_EQ(trtx_lane_spin(r.lanes[0], slot, 5000 * MS, NULL), TRTX_SLOT_DONE);
+    CHECK_EQ(trtx_lane_spin(r.lanes[0], slot, PATIENCE, NULL), TRTX_SLOT_DONE);
     uint64_t before = now_ns();
     one_request(&r, quick, slot);
-    CHECK(now_ns() - before < 80 * MS);
+    CHECK(now_ns() - before < PATIENCE);
     free_graph(&r, quick);
     rig_close(&r);
 }

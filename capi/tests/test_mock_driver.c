@@ -210,7 +210,7 @@ static void memory_is_checked(void) {
     CHECK_EQ(trtx_mock_read(r.mock, bytes, a, 1), CUDA_ERROR_ILLEGAL_ADDRESS);
     OK(r.api->cuMemFree(c));
     trtx_mock_get_usage(r.mock, &usage);
-    CHECK_EQ(usage.damage, 2);
+    CHECK_EQ(usage.damage, 0); /* what a call refused is no damage */
     drop_rig(&r);
 }
 
@@ -249,7 +249,7 @@ static void pinned_memory_is_guarded(void) {
     second[5] = 1; /* the quarantine keeps it, and sees this */
     char text[2000];
     trtx_mock_describe(r.mock, text, sizeof text);
-    CHECK(strstr(text, "written to after it was freed") && strstr(text, "double free"));
+    CHECK(strstr(text, "written to after it was freed") != NULL);
     OK(r.api->cuMemFreeHost(first));
     CHECK_EQ(r.api->cuMemFreeHost(&r), CUDA_ERROR_INVALID_VALUE);
     for (int i = 0; i < 600; i++) { /* more than the quarantine holds */
@@ -257,7 +257,7 @@ static void pinned_memory_is_guarded(void) {
         OK(r.api->cuMemFreeHost(first));
     }
     trtx_mock_get_usage(r.mock, &usage);
-    CHECK_EQ(usage.damage, 2);
+    CHECK_EQ(usage.damage, 1);
     OK(r.api->cuMemFree(device));
     drop_rig(&r);
 }
@@ -302,7 +302,7 @@ static void freed_while_queued_is_a_sticky_700(void) {
         CHECK_EQ(r.api->cuStreamQuery(r.stream), CUDA_ERROR_ILLEGAL_ADDRESS);
         trtx_mock_usage usage;
         trtx_mock_get_usage(r.mock, &usage);
-        CHECK_EQ(usage.damage, 1);
+        CHECK_EQ(usage.damage, 0); /* the sticky error tells of it */
         OK(r.api->cuCtxPopCurrent(NULL));
         OK(r.api->cuDevicePrimaryCtxRelease(0));
         OK(r.api->cuDevicePrimaryCtxRetain(&r.context, 0)); /* a new context is healthy */
@@ -493,6 +493,7 @@ static void time_is_measured(void) {
     for (int virtual_time = 0; virtual_time < 2; virtual_time++) {
         rig r;
         float ms = -1;
+        gate g = GATE;
         CUevent start, end, silent;
         open_rig_with(&r, 1, 1 << 20, virtual_time);
         OK(r.api->cuEventCreate(&start, 0));
@@ -500,12 +501,16 @@ static void time_is_measured(void) {
         OK(r.api->cuEventCreate(&silent, CU_EVENT_DISABLE_TIMING));
         uint64_t begun = real_ns();
         OK(r.api->cuEventRecord(start, r.stream));
+        if (!virtual_time)
+            OK(trtx_mock_launch(r.stream, 0, pass_gate, &g, NULL));
         OK(trtx_mock_launch(r.stream, virtual_time ? 3600000000000u : 5000000u, NULL, NULL, NULL));
         CHECK_EQ(r.api->cuEventElapsedTime(&ms, start, end), CUDA_ERROR_INVALID_HANDLE); /* never recorded */
         OK(r.api->cuEventRecord(end, r.stream));
         if (!virtual_time)
             CHECK_EQ(r.api->cuEventElapsedTime(&ms, start, end), CUDA_ERROR_NOT_READY);
+        set_gate(&g, true);
         OK(r.api->cuStreamSynchronize(r.stream));
+        double passed_ms = (double)(real_ns() - begun) / 1e6;
         OK(r.api->cuEventElapsedTime(&ms, start, end));
         if (virtual_time) {
             CHECK_EQ(ms, 3600000.0f);
@@ -514,7 +519,7 @@ static void time_is_measured(void) {
             CHECK_EQ(trtx_mock_now(r.mock), 3600000000005u);
             CHECK(real_ns() - begun < 60000000000u);
         } else {
-            CHECK(ms >= 5.0f && ms < 2000.0f);
+            CHECK(ms >= 5.0f && (double)ms <= passed_ms + 0.01); /* and a float is that coarse */
         }
         OK(r.api->cuEventElapsedTime(&ms, end, start));
         CHECK(ms < 0);

@@ -275,6 +275,44 @@ static void a_query_may_race_with_a_destroy(void) {
     close_rig(&r);
 }
 
+typedef struct caller {
+    rig *r;
+    _Atomic uint64_t struck;
+    _Atomic bool stop;
+} caller;
+
+static void *call_on(void *argument) {
+    caller *c = argument;
+    OK(c->r->api->cuCtxPushCurrent(c->r->context));
+    while (!atomic_load(&c->stop)) {
+        if (c->r->api->cuStreamQuery(c->r->stream) == CUDA_ERROR_INVALID_VALUE)
+            atomic_fetch_add(&c->struck, 1);
+    }
+    return NULL;
+}
+
+/* The next call, whichever that is, also when it is made while the fault is planned. */
+static void a_fault_is_not_missed_by_who_calls_meanwhile(void) {
+    rig r;
+    caller c = {.r = &r};
+    pthread_t thread;
+    open_rig(&r);
+    pthread_create(&thread, NULL, call_on, &c);
+    for (uint64_t planned = 1; planned <= 5000; planned++) {
+        OK(trtx_mock_inject(r.mock, "cuStreamQuery", 1, 1, CUDA_ERROR_INVALID_VALUE, 0, 0));
+        uint64_t until = trtx_mock_calls(r.mock, "cuStreamQuery") + 1000;
+        while (atomic_load(&c.struck) < planned && trtx_mock_calls(r.mock, "cuStreamQuery") < until) {
+        }
+        CHECK_EQ(atomic_load(&c.struck), planned);
+        trtx_mock_clear_faults(r.mock);
+        if (atomic_load(&c.struck) != planned)
+            break;
+    }
+    atomic_store(&c.stop, true);
+    pthread_join(thread, NULL);
+    close_rig(&r);
+}
+
 static void ten_thousand_replays_keep_nothing(void) {
     rig r;
     _Atomic int runs = 0;
@@ -321,6 +359,7 @@ int main(void) {
     RUN(many_threads_share_one_instance);
     RUN(many_instances_live_beside_each_other);
     RUN(a_query_may_race_with_a_destroy);
+    RUN(a_fault_is_not_missed_by_who_calls_meanwhile);
     RUN(ten_thousand_replays_keep_nothing);
     return report();
 }

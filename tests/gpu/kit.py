@@ -169,6 +169,11 @@ class GpuSide:
         return {"x": np.zeros((8192, 2048), np.float32)}
 
 
+def pool_options(side: Side) -> dict[str, Any]:
+    """What a MultiDevice of this side's plans is opened with."""
+    return {"backend": side.backend if isinstance(side, MockSide) else BACKEND}
+
+
 class MockSide:
     """Plans that the mock builds from the kit's models; each is built once."""
 
@@ -179,7 +184,7 @@ class MockSide:
         from mock_backend import MockBackend
 
         self.kit = kit
-        self.backend = MockBackend()
+        self.backend = MockBackend(devices=2)
 
     def runtime(self) -> trtx.Runtime:
         return trtx.Runtime(backend=self.backend)

@@ -42,6 +42,17 @@ async def by_hand(model: bytes) -> trtx.Plan:
             return plan if plan else builder.build_serialized_network_sync(network, config)
 
 
+async def cached(model: bytes) -> tuple[trtx.CacheEntry, ...]:
+    cache = trtx.EngineCache(Path("engines"), max_bytes=1 << 30)
+    plan: trtx.Plan = await cache.plan(model, "mock", compute_capabilities=("8.9",))
+    report: trtx.CacheReport = cache.prune(older_than_s=3600)
+    reasons: list[str] = list(report.removed.values())
+    for choice in (cache, cache.root, Path("engines"), True):
+        async with trtx.open_engine(model, "mock", cache=choice):
+            print(len(plan), reasons)
+    return cache.list()
+
+
 async def bare_level(plan: trtx.Plan) -> npt.NDArray[Any]:
     async with trtx.Runtime(None, "mock", device=0, lean_library=None, allow_host_code=False) as runtime:
         engine: trtx.Engine = await runtime.deserialize(plan)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import trtx_py as trtx
@@ -21,6 +22,7 @@ Tensor = tuple[str, Any, Sequence[Any]]  # name, TensorProto element type, shape
 
 N4 = {"x": ((1, 4), (2, 4), (8, 4))}
 PATIENCE_S = 30.0
+_POOLS_SUPPORTED = 115  # CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED
 
 
 def make_model(
@@ -149,6 +151,16 @@ def serving_sync(backend: MockBackend, plan: trtx.Plan | None = None, **options:
     """As ``serving``, without an event loop; closing waits for nothing, so requests must have ended."""
     with trtx.Runtime(None, backend) as runtime, runtime.deserialize_sync(plan or affine_plan(), **options) as engine:
         yield engine
+
+
+def without_pools(backend: MockBackend, patch: pytest.MonkeyPatch) -> None:
+    """From now on as on a device that has no memory pools."""
+    ask = backend.driver.cuDeviceGetAttribute
+
+    def answer(attribute: int, device: int) -> int:
+        return 0 if attribute == _POOLS_SUPPORTED else ask(attribute, device)
+
+    patch.setattr(backend.driver, "cuDeviceGetAttribute", answer)
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray:

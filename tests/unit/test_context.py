@@ -290,6 +290,30 @@ async def test_idle_lanes_step_back(engines: Any) -> None:
     await engine.infer({"x": SAMPLE})
 
 
+async def test_no_lane_takes_back_what_it_gave(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the lanes' step back and the caller's claim no lane begins anything: a capture, say."""
+    engine = engines()
+    await engine.infer({"x": SAMPLE})
+    lanes, claim = engine._front.lanes, trtx.ExecutionContext._claim_profile
+    could_begin: list[bool] = []
+
+    def look(context: trtx.ExecutionContext) -> None:
+        def try_to_begin() -> None:  # as a lane's thread does it: under this lock
+            could_begin.append(lanes._lock.acquire(blocking=False))
+            if could_begin[-1]:
+                lanes._lock.release()
+
+        other = threading.Thread(target=try_to_begin)
+        other.start()
+        other.join()
+        claim(context)
+
+    monkeypatch.setattr(trtx.ExecutionContext, "_claim_profile", look)
+    with engine.create_execution_context() as mine:
+        np.testing.assert_allclose((await mine.execute({"x": SAMPLE}))["y"], RESULT, rtol=1e-5)
+    assert could_begin == [False]
+
+
 async def test_two_profiles_serve_two_contexts(engines: Any) -> None:
     engine = engines(2)
     with engine.create_execution_context() as one:

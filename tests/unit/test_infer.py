@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from typing import Any
 
+import anyio
 import numpy as np
 import onnxruntime
 import pytest
@@ -78,7 +80,7 @@ async def test_data_dependent_sizes_one_after_another(mock_backend: MockBackend)
 async def test_a_thousand_callers_each_get_their_own_answer(mock_backend: MockBackend, lanes: int) -> None:
     failing = 500
     mock_backend.inject(fail("execute_async_v3", failing))
-    async with serving(mock_backend, lanes=lanes) as engine:
+    async with serving(mock_backend, lanes=lanes, cuda_graphs=False) as engine:
         inputs = [rows(1 + number % 8, seed=number) for number in range(1000)]
         calls = [engine.infer({"x": x}) for x in inputs]
         results: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
@@ -159,7 +161,7 @@ async def test_a_users_context_that_holds_the_only_profile_is_named(mock_backend
 
 
 async def test_switching_profiles(mock_backend: MockBackend) -> None:
-    async with serving(mock_backend, split_plan()) as engine:
+    async with serving(mock_backend, split_plan(), cuda_graphs=False) as engine:
         for count in (2, 6, 3, 8, 8, 1, 5):
             x = rows(count, count)
             assert np.array_equal((await engine.infer({"x": x}))["y"], affine(x))
@@ -214,7 +216,7 @@ async def test_inputs_may_change_once_the_call_has_returned(mock_backend: MockBa
 
 async def test_inputs_are_let_go(mock_backend: MockBackend) -> None:
     mock_backend.inject(fail("execute_async_v3", 5))  # two calls in each round
-    async with serving(mock_backend) as engine:
+    async with serving(mock_backend, cuda_graphs=False) as engine:
         gc.collect()
         gc.disable()  # cycles would keep them until some later collection
         try:
@@ -257,14 +259,28 @@ async def test_cancelled_requests_let_go_of_their_inputs_at_once() -> None:
     backend.assert_clean()
 
 
-async def test_timed_fields_are_consistent(mock_backend: MockBackend) -> None:
-    async with serving(mock_backend) as engine:
-        results = await asyncio.gather(*[engine.infer_timed({"x": rows(2)}) for _ in range(50)])
+async def test_timed_fields_are_consistent() -> None:
+    clock = GateClock()
+    backend = MockBackend(clock=clock, faults=[slow("execute", 1, count=1)])
+    async with serving(backend) as engine:
+        first = asyncio.create_task(engine.infer_timed({"x": rows(2)}))
+        await clock.wait_reached()
+        others = [asyncio.create_task(engine.infer_timed({"x": rows(2)})) for _ in range(50)]
+        with anyio.fail_after(PATIENCE_S):
+            while engine.statistics().waiting < 50:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0)
+        begun = time.perf_counter()
+        await asyncio.sleep(0.01)
+        held_ms = (time.perf_counter() - begun) * 1e3
+        clock.open()
+        results = await asyncio.gather(first, *others)
         for result in results:
             assert isinstance(result, trtx.InferenceResult)
             assert 0 <= result.queue_ms <= result.latency_ms
             assert 0 < result.gpu_ms <= result.latency_ms - result.queue_ms
-        assert results[-1].queue_ms > results[0].queue_ms  # all were submitted before the first was served
+        assert results[0].gpu_ms >= held_ms
+        assert all(result.queue_ms >= held_ms for result in results[1:])
+    backend.assert_clean()
 
 
 async def test_gpu_time_is_that_of_the_events() -> None:
@@ -294,8 +310,8 @@ async def test_warmup(mock_backend: MockBackend, plan: str) -> None:
                 await engine.warmup(bad)  # type: ignore[arg-type]
 
 
-async def test_after_warmup_nothing_is_allocated(mock_backend: MockBackend) -> None:
-    async with serving(mock_backend) as engine:
+async def test_after_the_first_request_nothing_is_allocated(mock_backend: MockBackend) -> None:
+    async with serving(mock_backend, cuda_graphs=False) as engine:
         await engine.infer({"x": rows(8)})
         before = mock_backend.calls
         for count in (8, 1, 5, 8):
@@ -308,7 +324,7 @@ async def test_after_warmup_nothing_is_allocated(mock_backend: MockBackend) -> N
 async def test_statistics_add_up() -> None:
     clock = GateClock()
     backend = MockBackend(clock=clock, faults=[slow("execute", 1, count=1), fail("execute_async_v3", 3)])
-    async with serving(backend) as engine:
+    async with serving(backend, cuda_graphs=False) as engine:
         assert engine.statistics().lanes == 0  # an engine that nobody asks costs nothing
         tasks = [asyncio.create_task(engine.infer({"x": rows(2)})) for _ in range(10)]
         await clock.wait_reached()

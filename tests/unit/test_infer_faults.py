@@ -25,39 +25,54 @@ from tests.unit.serving import (
     rows,
     serving,
     split_plan,
+    without_pools,
 )
 
-#: Everything that ``infer`` may call, in the order of the first call.
+#: Everything that ``infer`` may call where no graph is captured, in the order of the first call.
 CALLS = (
-    "cuCtxPushCurrent cuStreamCreate cuEventCreate create_context set_profile cuMemAlloc cuMemHostAlloc "
-    "cuMemcpyHtoDAsync set_input_shape set_tensor_address get_tensor_shape cuEventRecord execute_async_v3 "
-    "cuMemcpyDtoHAsync cuStreamSynchronize cuEventElapsedTime cuMemFree cuMemFreeHost cuCtxPopCurrent "
-    "device_memory_bytes"
+    "cuCtxPushCurrent cuStreamCreate cuEventCreate create_context set_profile cuMemAlloc cuDeviceGetAttribute "
+    "cuMemAllocAsync cuMemHostAlloc cuMemcpyHtoDAsync set_input_shape set_tensor_address get_tensor_shape "
+    "cuEventRecord execute_async_v3 cuMemcpyDtoHAsync cuStreamSynchronize cuEventElapsedTime cuMemFreeAsync "
+    "cuMemFreeHost cuCtxPopCurrent device_memory_bytes set_device_memory"
 ).split()
+#: The same where the device has no memory pools.
+PLAIN_CALLS = [*(call for call in CALLS if call not in {"cuMemAllocAsync", "cuMemFreeAsync"}), "cuMemFree"]
+TABLE = [*((call, True) for call in CALLS), *((call, False) for call in PLAIN_CALLS if call != "cuDeviceGetAttribute")]
+#: Rows of requests after which every call of the tables was made: at 7 there is more outgrown pinned memory than new.
+GROWTH = (2, 6, 7)
 
 
 async def assert_serves(engine: trtx.Engine, count: int = 3) -> None:
     assert np.array_equal((await engine.infer({"x": rows(count, 7)}))["y"], affine(rows(count, 7)))
 
 
-async def test_the_table_of_calls_is_complete(mock_backend: MockBackend) -> None:
-    async with serving(mock_backend, split_plan()) as engine:
-        before = mock_backend.calls
-        for count in (2, 6, 8):
+@pytest.mark.parametrize("pools", [True, False])
+async def test_the_tables_of_calls_are_complete(pools: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MockBackend()
+    if not pools:
+        without_pools(backend, monkeypatch)
+    async with serving(backend, split_plan(), cuda_graphs=False) as engine:
+        before = backend.calls
+        for count in GROWTH:
             await engine.infer_timed({"x": rows(count)})
-        used = mock_backend.calls - before
-    assert {call for call in used if call != "execute"} == set(CALLS)
+        used = {call for call in backend.calls - before if call != "execute"}
+    assert used == (set(CALLS) if pools else set(PLAIN_CALLS) - {"cuDeviceGetAttribute"})  # asked, but not the mock
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("call", CALLS)
-async def test_any_call_may_fail_and_the_engine_goes_on(call: str, nth: int) -> None:
-    """At the nth call within three requests on two profiles: one typed error, the others right, nothing leaked."""
+@pytest.mark.parametrize(("call", "pools"), TABLE)
+async def test_any_call_may_fail_and_the_engine_goes_on(
+    call: str, pools: bool, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the nth call within five requests on two profiles: one typed error, the others right, nothing leaked."""
     backend = MockBackend()
-    async with serving(backend, split_plan()) as engine:
+    if not pools:
+        without_pools(backend, monkeypatch)
+    async with serving(backend, split_plan(), cuda_graphs=False) as engine:
+        before = backend.calls
         backend.inject(fail(call, nth))
         failed: list[BaseException] = []
-        for seed, count in enumerate((2, 6, 8, 2, 6)):
+        for seed, count in enumerate((*GROWTH, 2, 6)):
             x = rows(count, seed)
             try:
                 result = await engine.infer_timed({"x": x})
@@ -65,34 +80,44 @@ async def test_any_call_may_fail_and_the_engine_goes_on(call: str, nth: int) -> 
                 failed.append(error)
             else:
                 assert np.array_equal(result.outputs["y"], affine(x))
-        assert len(failed) == (backend.calls[call] >= nth), failed
+        assert len(failed) == ((backend.calls - before)[call] >= nth), failed
         assert all(call in str(error) for error in failed)
         backend.clear_faults()
         await assert_serves(engine)
-        await assert_serves(engine, 7)
+        await assert_serves(engine, 8)
         counts = engine.statistics()
         assert counts.failed == len(failed)
         assert counts.running == counts.waiting == 0
-        assert counts.device_memory.live == counts.pinned_memory.live == 2
-        assert counts.device_memory.current_bytes == counts.pinned_memory.current_bytes > 0
-    if call.startswith("cuMemFree"):
+        # x and y, the weights and the lane's activation memory
+        assert counts.device_memory.live == 4
+        # what was outgrown is never more than what is in use
+        assert 2 * 8 * 16 <= counts.pinned_memory.current_bytes <= 2 * 2 * 8 * 16
+    assert engine.statistics().device_memory.current_bytes == engine.statistics().pinned_memory.current_bytes == 0
+    if call.startswith("cuMemFree") and failed:
         assert len(backend.leaks()) == 1  # memory that the driver does not take back is not used again either
         assert backend.damage() == []
     else:
         backend.assert_clean()
 
 
-@pytest.mark.parametrize("call", [*CALLS, "execute"])
-async def test_the_device_may_go_away_in_any_call(call: str) -> None:
+@pytest.mark.parametrize(("call", "pools"), [*TABLE, ("execute", True)])
+async def test_the_device_may_go_away_in_any_call(call: str, pools: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = MockBackend()
-    async with serving(backend, split_plan()) as engine:
-        if call not in ("cuStreamCreate", "cuEventCreate", "create_context", "device_memory_bytes"):
-            await engine.infer_timed({"x": rows(2)})  # the others are made by the first request alone
+    if not pools:
+        without_pools(backend, monkeypatch)
+    async with serving(backend, split_plan(), cuda_graphs=False) as engine:
+        once = (
+            "cuStreamCreate", "cuEventCreate", "create_context", "device_memory_bytes", "set_device_memory",
+            "cuMemAlloc", "cuDeviceGetAttribute",
+        )  # fmt: skip
+        if call not in once:  # the others are made by the first request alone
+            for count in GROWTH[: 2 if call == "cuMemFreeHost" else 1]:
+                await engine.infer_timed({"x": rows(count)})
         backend.inject(device_lost(call=call))
         failed: list[Any] = []
         for _ in range(3):
             with pytest.raises(trtx.TrtxError) as caught:
-                await engine.infer_timed({"x": rows(6)})
+                await engine.infer_timed({"x": rows(GROWTH[2])})
             failed.append(caught.value)
         assert all("dead" in str(error) for error in failed[1:]), failed
         causes = {id(error.__cause__) for error in failed[1:]}
@@ -105,7 +130,7 @@ async def test_the_device_may_go_away_in_any_call(call: str) -> None:
 
 async def test_the_nth_enqueue_fails_alone() -> None:
     backend = MockBackend(faults=[fail("execute_async_v3", 3)])
-    async with serving(backend) as engine:
+    async with serving(backend, cuda_graphs=False) as engine:
         for number in range(1, 6):
             if number == 3:
                 with pytest.raises(trtx.ExecutionError, match="call 3 of execute_async_v3") as caught:
@@ -189,34 +214,50 @@ async def test_the_device_comes_back_once_all_have_let_go() -> None:
     assert backend.leaks() == []
 
 
-@pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc"])
+@pytest.mark.parametrize(
+    ("call", "pools"), [("cuMemAlloc", False), ("cuMemAllocAsync", True), ("cuMemHostAlloc", True)]
+)
 @pytest.mark.parametrize("nth", [1, 2])
-async def test_allocation_failure_recovers(call: str, nth: int) -> None:
+async def test_allocation_failure_recovers(call: str, pools: bool, nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = MockBackend(faults=[out_of_memory(call, nth)])
-    async with serving(backend) as engine:
+    if not pools:
+        without_pools(backend, monkeypatch)
+    async with serving(backend, cuda_graphs=False) as engine:
         with pytest.raises(trtx.CudaError, match="OUT_OF_MEMORY") as caught:
-            await engine.infer({"x": rows(2)})
+            await engine.infer({"x": rows(3)})
         assert caught.value.code == 2
-        assert engine.statistics().device_memory.live == nth - 1
+        before = engine.statistics().device_memory.live
         await assert_serves(engine)
-        backend.inject(out_of_memory(call, nth))  # while the buffers grow
+        attempts = 1 if call == "cuMemHostAlloc" else 2  # the stream is waited for, and it is tried again
+        backend.inject(out_of_memory(call, nth, count=attempts))  # while the buffers grow
         with pytest.raises(trtx.CudaError, match="OUT_OF_MEMORY"):
             await engine.infer({"x": rows(8)})
         await assert_serves(engine, 8)
         statistics = engine.statistics()
-        assert statistics.device_memory.current_bytes == statistics.pinned_memory.current_bytes == 2 * 8 * 16
+        assert statistics.device_memory.live == 4 >= before  # weights, activations, x and y
+        assert statistics.pinned_memory.current_bytes == 2 * (8 + 3) * 16  # with what was outgrown
     assert engine.statistics().device_memory.live == engine.statistics().pinned_memory.live == 0
     backend.assert_clean()
 
 
-@pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc"])
+async def test_memory_that_the_stream_has_yet_to_free_is_waited_for(mock_backend: MockBackend) -> None:
+    async with serving(mock_backend, cuda_graphs=False) as engine:
+        await assert_serves(engine)
+        mock_backend.inject(out_of_memory("cuMemAllocAsync"))
+        before = mock_backend.calls
+        await assert_serves(engine, 8)
+        new = mock_backend.calls - before
+        assert (new["cuMemAllocAsync"], new["cuMemFreeAsync"], new["cuStreamSynchronize"]) == (3, 2, 2)
+
+
+@pytest.mark.parametrize("call", ["cuMemAllocAsync", "cuMemHostAlloc"])
 async def test_no_memory_for_a_data_dependent_output(call: str) -> None:
     backend = MockBackend()
     async with serving(backend, build(nonzero_model(), [NONZERO])) as engine:
         ones, few = np.ones(64, np.float32), np.array([0, 1], np.float32)
         assert (await engine.infer({"x": few}))["where"].tolist() == [[1]]
         await engine.infer({"x": np.zeros(64, np.float32)})  # the input's buffers have grown, the output's have not
-        backend.inject(out_of_memory(call))
+        backend.inject(out_of_memory(call, count=2 if call == "cuMemAllocAsync" else 1))  # it is tried again
         with pytest.raises(trtx.CudaError, match="OUT_OF_MEMORY") as caught:
             await engine.infer({"x": ones})
         assert isinstance(caught.value.__cause__, trtx.ExecutionError)  # what TensorRT made of it

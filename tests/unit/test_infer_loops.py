@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -246,6 +247,7 @@ def test_keyboard_interrupt_in_infer_sync() -> None:
 
     def interrupt() -> None:
         clock.wait_reached_sync()
+        time.sleep(0.2)  # a signal just before CPython begins to sleep is seen only when that ends: let it sleep
         signal.pthread_kill(main, signal.SIGINT)
 
     with serving_sync(backend) as engine:

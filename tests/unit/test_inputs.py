@@ -53,13 +53,13 @@ class Untouched:
 
 @pytest.fixture
 def pair(mock_backend: MockBackend) -> Iterator[Untouched]:
-    with serving_sync(mock_backend, build(pair_model(), [PAIR])) as engine:
+    with serving_sync(mock_backend, build(pair_model(), [PAIR]), cuda_graphs=False) as engine:
         yield Untouched(mock_backend, engine)
 
 
 @pytest.fixture
 def affine_engine(mock_backend: MockBackend) -> Iterator[Untouched]:
-    with serving_sync(mock_backend) as engine:
+    with serving_sync(mock_backend, cuda_graphs=False) as engine:
         yield Untouched(mock_backend, engine)
 
 
@@ -112,7 +112,8 @@ def test_other_byte_order(affine_engine: Untouched) -> None:
 
 
 def test_numpy_scalars_have_a_dtype_python_numbers_have_none(mock_backend: MockBackend) -> None:
-    with serving_sync(mock_backend, build(identity_model(TensorProto.FLOAT, ()))) as engine:
+    plan = build(identity_model(TensorProto.FLOAT, ()))
+    with serving_sync(mock_backend, plan, cuda_graphs=False) as engine:  # a capture beside it would be calls too
         tester = Untouched(mock_backend, engine)
         assert engine.infer_sync({"x": 2.5})["y"] == np.float32(2.5)
         assert engine.infer_sync({"x": 3})["y"].shape == ()
@@ -173,18 +174,12 @@ def test_object_arrays(affine_engine: Untouched) -> None:
     affine_engine.refuses({"x": {"a": 1}}, trtx.InvalidArgumentError, "a dict, not a host array")
 
 
-class _OnTheDevice:
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": (1, 4), "typestr": "<f4", "data": (4096, False), "version": 3}
-
-
 def test_device_memory(affine_engine: Untouched) -> None:
+    """A bare buffer has neither shape nor dtype; what has them is read where it is: test_interop.py."""
     with affine_engine.engine._runtime.device.allocate(16) as buffer:
-        for value in (buffer, _OnTheDevice()):
-            affine_engine.refuses(
-                {"x": value}, trtx.InvalidArgumentError, f"a {type(value).__name__}, not a host array", "to the host"
-            )
+        affine_engine.refuses(
+            {"x": buffer}, trtx.InvalidArgumentError, "a DeviceBuffer, not a host array", "to the host"
+        )
 
 
 class _Unreadable(collections.UserDict[str, Any]):

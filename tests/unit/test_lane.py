@@ -18,7 +18,7 @@ OTHERS = 2  # asks for whichever profile the lane itself does not hold
 class Exclusive:
     """Stands for Execution: of two profiles it takes one at its first run; the two lanes meet at each barrier once."""
 
-    has_context = True
+    contexts = 1
 
     def __init__(self, holders: dict[int, Exclusive], barriers: list[threading.Barrier]) -> None:
         self._holders, self._barriers = holders, list(barriers)
@@ -27,6 +27,9 @@ class Exclusive:
     @property
     def holds_profile(self) -> bool:
         return self in self._holders.values()
+
+    def wants_capture(self, request: Request) -> None:
+        """Nothing is captured here."""
 
     def step_back(self) -> None:
         del self._holders[self._mine]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from onnx import TensorProto, external_data_helper, numpy_helper
 import trtx_py as trtx
 from mock_backend import MockBackend
 from tests.unit.ownership import SAMPLE, WEIGHTS, matmul_model
-from trtx_py._onnx_source import OnnxSource, load_onnx
+from trtx_py import _onnx_source as source_module
+from trtx_py._onnx_source import OnnxSource, load_onnx, onnx_sha256
 
 STATIC = matmul_model(2)
 
@@ -349,3 +351,44 @@ def test_weights_and_paths_of_other_kinds() -> None:
             load_onnx(external_model(), wrong)
     with pytest.raises(trtx.InvalidArgumentError, match="ONNX source is _BytesPath of bytes"):
         load_onnx(_BytesPath(), None)  # type: ignore[arg-type]
+
+
+def test_a_file_beyond_what_a_model_can_be_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.touch()
+    os.truncate(path, 3 << 30)
+    for read in (load_onnx, onnx_sha256):
+        with pytest.raises(trtx.ParserError, match="ends at 2147483648"):
+            read(path, None)
+    path.unlink()
+    os.mkfifo(path)
+    for read in (load_onnx, onnx_sha256):
+        with pytest.raises(trtx.InvalidArgumentError, match="give the bytes"):
+            read(path, None)
+
+
+@pytest.mark.parametrize("stays_outside", [False, True])
+@pytest.mark.parametrize("one_file", [False, True])
+def test_of_external_data_only_the_weights_are_read_and_those_in_pieces(
+    stays_outside: bool, one_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(external_model(offset=1 << 20))
+    data = tmp_path / "weights.bin"
+    with open(data, "wb") as file:
+        file.truncate(96 << 20)
+        file.seek(1 << 20)
+        file.write(WEIGHTS.tobytes())
+    if stays_outside:
+        monkeypatch.setattr(source_module, "_MAX_INLINE", 0)
+        (tmp_path / "m.onnx").write_bytes(external_model(offset=1 << 20, length=64 << 20))
+    weights = data if one_file and not stays_outside else None
+    tracemalloc.start()
+    try:
+        loaded = load_onnx(tmp_path / "m.onnx", weights)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (loaded.directory is not None) is stays_outside
+    assert loaded.sha256 == onnx_sha256(tmp_path / "m.onnx", weights)
+    if not stays_outside:
+        np.testing.assert_array_equal(weights_of(loaded.model), WEIGHTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -13,12 +14,22 @@ from pathlib import Path
 import pytest
 
 import trtx_py
+import trtx_py.benchmark
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-PACKAGES = ("trtx_py", "mock_backend")
+DOCS = sorted([*ROOT.glob("*.md"), ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")])
+PACKAGES = ("trtx_py", "mock_backend", "trtx_launch")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-SCRIPTS = ["scripts/demo", "scripts/test", "scripts/test-long", "scripts/check", "scripts/_env.sh", ".ci/run"]
+SCRIPTS = [
+    "scripts/demo",
+    "scripts/test",
+    "scripts/test-long",
+    "scripts/check",
+    "scripts/docs",
+    "scripts/abi",
+    "scripts/_env.sh",
+    ".ci/run",
+]
 
 
 def named(path: Path) -> str:
@@ -88,6 +99,30 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert missing == []
 
 
+def public_modules() -> list[str]:
+    """Modules below the facade that a program may import: no underscore, and they say what they export."""
+    found = []
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        seam = parts[:2] in (("trtx_py", "backends"), ("trtx_py", "cli"), ("trtx_py", "capi"))
+        private = any(part.startswith("_") for part in parts)
+        if len(parts) + (parts[0] == "mock_backend") < 2 or seam or private:
+            continue
+        if re.search(r"^__all__ = ", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.append(".".join(parts))
+    return found
+
+
+@pytest.mark.parametrize("module", public_modules())
+def test_every_name_of_a_public_module_is_in_the_reference(module: str) -> None:
+    reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    code = " ".join(re.findall(r"`([^`]+)`", reference))
+    pytest.importorskip(module, exc_type=ImportError)
+    names = sys.modules[module].__all__
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
 def test_every_name_in_the_tables_of_the_reference_exists() -> None:
     reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     ours = reference[: reference.index("## Backends")]
@@ -98,8 +133,16 @@ def test_every_name_in_the_tables_of_the_reference_exists() -> None:
 
 def test_every_error_has_its_cause_and_cure_in_the_catalogue() -> None:
     catalogue = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
-    errors = [name for name in trtx_py.__all__ if name.endswith("Error") and name != "TrtxError"]
-    assert [name for name in errors if f"\n| `{name}` |" not in catalogue] == []
+    exported = {name: getattr(trtx_py, name) for name in trtx_py.__all__}
+    errors = [name for name, kind in exported.items() if isinstance(kind, type) and issubclass(kind, Exception)]
+    classes = {kind.__name__: kind for kind in vars(trtx_py._errors).values() if isinstance(kind, type)}
+    classes |= {kind.__name__: kind for kind in vars(trtx_py.benchmark).values() if isinstance(kind, type)}
+    errors += [name for name, kind in classes.items() if issubclass(kind, trtx_py.TrtxError)]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", catalogue, re.MULTILINE)
+    assert all(len(cause) > 20 and len(cure) > 10 for _, cause, cure in rows)
+    assert {*errors} - {"TrtxError"} == {name for name, _, _ in rows}
+    (tree,) = re.findall(r"```text\n(TrtxError.*?)```", catalogue, re.DOTALL)
+    assert {*re.findall(r"\w+Error", re.sub(r"\(.*?\)", "", tree))} == {*errors}
 
 
 @pytest.mark.parametrize("page", DOCS, ids=named)
@@ -118,9 +161,13 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_every_environment_variable_is_documented() -> None:
     documented = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
-    files = [*SOURCES, *(ROOT / script for script in SCRIPTS)]
+    files = [*SOURCES, *(ROOT / script for script in SCRIPTS), ROOT / "Dockerfile", ROOT / "pyproject.toml"]
     used = {name for file in files for name in re.findall(r"\bTRTX_[A-Z_]*[A-Z]\b", file.read_text(encoding="utf-8"))}
-    assert "TRTX_BACKEND" in used
+    native = [*(ROOT / "capi" / "library").glob("*.c"), *(ROOT / "capi" / "src").glob("*.c")]
+    native += (ROOT / "capi" / "rust" / "src").glob("*.rs")
+    for file in native:  # C names variables where it reads them
+        used |= {*re.findall(r'(?:getenv|env::var|env::var_os)\("(\w+)"\)', file.read_text(encoding="utf-8"))}
+    assert {"TRTX_BACKEND", "TRTXPY_PYTHON"} <= used
     assert {name for name in used if f"`{name}`" not in documented} == set()
 
 
@@ -196,6 +243,21 @@ def test_importing_the_package_is_cheap() -> None:
     assert run_python("-W", "error", "-c", code).stdout.strip() == "[]"
 
 
+def test_importing_the_package_leaves_quantization_and_conversion_to_their_first_use() -> None:
+    code = (
+        "import sys, trtx_py, trtx_py._config, trtx_py._precision\n"
+        "rest = ('trtx_py.quantize', 'trtx_py.convert._pipeline', 'trtx_py.convert._types')\n"
+        "def loaded(): return sorted(name for name in sys.modules if name.startswith(rest))\n"
+        "print(loaded(), hasattr(trtx_py, 'no_such_name'), set(trtx_py.__all__) <= set(dir(trtx_py)), loaded())\n"
+        "print(trtx_py.Calibration is trtx_py.quantize.Calibration, 'trtx_py.quantize' in loaded())\n"
+        "from trtx_py.convert import InputSpec, OperatorCheck\n"
+        "print(trtx_py.InputSpec is InputSpec, callable(trtx_py.convert), InputSpec)\n"
+    )
+    assert run_python("-W", "error", "-c", code).stdout.splitlines() == [
+        "[] False True []", "True True", "True True <class 'trtx_py.InputSpec'>",
+    ]  # fmt: skip
+
+
 # Examples
 
 
@@ -203,15 +265,54 @@ def plugin_options() -> list[str]:
     """The pytest plugin is an entry point; where the package is not installed it is named on the command line."""
     from importlib.metadata import entry_points
 
+    hook = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of an editable install: see pyproject.toml
     if any(point.value == "mock_backend.pytest_plugin" for point in entry_points(group="pytest11")):
-        return []
-    return ["-p", "mock_backend.pytest_plugin"]
+        return hook
+    return ["-p", "mock_backend.pytest_plugin", *hook]
 
 
-@pytest.mark.parametrize("example", ["minimal.py", "object_model.py"])
-def test_example_runs(example: str) -> None:
-    result = run_python("-W", "error", str(ROOT / "examples" / example))
-    assert result.stdout.strip()
+#: What each example prints, so that one which does nothing is found.
+EXAMPLES = {
+    "minimal.py": r"^\[\[",
+    "object_model.py": r"^left open: \[\]$",
+    "dynamic_shapes.py": r"^129 images are refused: ",
+    "int8.py": r"^against FP32: \d\d\.\d dB, .* same digit (9\d|100)\.",
+    "cuda_graphs.py": r"^cuda_graphs=True: [12] shapes captured, [12]\d\d requests",
+    "lanes.py": r"^lanes=4: .* 4 lanes started",
+    "batching.py": r"^1000 requests in \d\d batches of \d\d",
+    "multi_gpu.py": r"^device 1: serving, [1-9]\d* launches$",
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs(example: str, tmp_path: Path) -> None:
+    printed = run_python("-W", "error", str(ROOT / "examples" / example), TRTX_CACHE_DIR=str(tmp_path / "cache")).stdout
+    assert re.search(EXAMPLES[example], printed, re.MULTILINE), printed
+
+
+@pytest.mark.parametrize(
+    ("example", "wanted"), [("from_pytorch/serve.py", "torch"), ("from_tensorflow.py", "tensorflow")]
+)
+def test_example_of_a_conversion_says_what_it_needs(example: str, wanted: str) -> None:
+    """What it prints with the framework is in tests/integration/test_examples_convert.py."""
+    if importlib.util.find_spec(wanted):
+        pytest.skip(f"{wanted} is installed")
+    command = [sys.executable, str(ROOT / "examples" / example)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert wanted in result.stderr
+    assert "--python" in result.stderr.splitlines()[-1]
+
+
+def test_every_example_is_in_the_list_and_is_run() -> None:
+    listed = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    programs = [path for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".c", ".cpp")]
+    parts = {"digits/train.py", "digits/digits_data.py", "ci_with_mock/classifier.py", "from_pytorch/net.py"}
+    names = {path.relative_to(ROOT / "examples").as_posix() for path in programs} - parts
+    assert [name for name in names if f"({name})" not in listed] == []
+    assert {name for name in names if "/" not in name} - {"from_tensorflow.py"} == {*EXAMPLES}
 
 
 def test_example_of_a_test_file_passes() -> None:

@@ -7,6 +7,7 @@ import copy
 import pickle
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import trtx_py as trtx
 from mock_backend import MockBackend, fail
 from tests.unit.ownership import Gate, Tree, grow_tree, record_destruction, shared_plan, until
-from trtx_py._resource import Handle, State
+from trtx_py._resource import Handle, State, _close_subtree
 
 FACTORIES = {
     trtx.Network: "builder.create_network()",
@@ -229,6 +230,77 @@ async def test_overlapping_acloses_wait_for_one_another(
     await asyncio.gather(child, parent)
     assert len(releases) == 1
     assert log == ["engine", "runtime", "cuDevicePrimaryCtxRelease"]
+
+
+async def test_nothing_is_released_while_another_thread_drains_it(mock_backend: MockBackend) -> None:
+    """Two threads close subtrees that overlap: the child's own thread waits until the owner's has drained the child."""
+    async with trtx.Device(0, backend=mock_backend) as device:
+        child = device.create_stream()
+        owner = device._handle
+        drain, release = child._handle.drain, child._handle.release
+        assert drain is not None
+        assert release is not None
+        draining, drained, go_on = threading.Event(), threading.Event(), threading.Event()
+        log: list[str] = []
+
+        def held() -> None:
+            if draining.is_set():
+                drained.set()  # the second thread has done this much
+                return
+            draining.set()
+            assert go_on.wait(30)
+            drain()
+            log.append("drained")
+
+        def released() -> None:
+            log.append("released")
+            release()
+
+        child._handle.drain, child._handle.release = held, released
+        closing_owner = asyncio.create_task(device.aclose())
+        assert await asyncio.to_thread(draining.wait, 30)
+        burying = asyncio.create_task(asyncio.to_thread(_close_subtree, child._handle))
+        assert await asyncio.to_thread(drained.wait, 30)
+        await asyncio.to_thread(burying_is_due, child._handle)
+        assert log == []
+        go_on.set()
+        await asyncio.gather(closing_owner, burying)
+        assert log == ["drained", "released"]
+        assert owner.state is State.CLOSED
+
+
+def burying_is_due(handle: Handle) -> None:
+    """Give the thread that is about to release ``handle`` every chance to do so too early."""
+    for _ in range(50):
+        if handle.claimed:
+            return
+        time.sleep(0.001)
+
+
+async def test_what_another_thread_releases_is_not_drained(mock_backend: MockBackend) -> None:
+    """Its handle may be gone at any moment: draining it would wait on a destroyed stream."""
+    device = trtx.Device(0, backend=mock_backend)
+    child = device.create_stream()
+    release = child._handle.release
+    assert release is not None
+    releasing, go_on, drains = threading.Event(), threading.Event(), []
+
+    def held() -> None:
+        releasing.set()
+        assert go_on.wait(30)
+        release()
+
+    child._handle.release = held
+    closing = asyncio.create_task(child.aclose())
+    assert await asyncio.to_thread(releasing.wait, 30)
+    child._handle.drain = lambda: drains.append("drained")
+    reached = threading.Event()
+    device._handle.drain = reached.set  # the last thing before the owner's thread comes to the release
+    owner = asyncio.create_task(device.aclose())
+    assert await asyncio.to_thread(reached.wait, 30)
+    go_on.set()
+    await asyncio.gather(closing, owner)
+    assert drains == []
 
 
 def in_threads(count: int, function: Callable[[], Any]) -> list[Any]:

@@ -25,7 +25,7 @@ def serve(backend: MockBackend) -> None:
     """From the model to an answer and back to nothing."""
 
     async def main() -> None:
-        async with trtx.open_engine(matmul_model(), backend, profiles=[PROFILE]) as engine:
+        async with trtx.open_engine(matmul_model(), backend, profiles=[PROFILE], cache=False) as engine:
             await engine.infer({"x": SAMPLE})
             result = await engine.infer_timed({"x": SAMPLE[:1]})
             np.testing.assert_allclose(result.outputs["y"], SAMPLE[:1] @ WEIGHTS, rtol=1e-5)
@@ -108,9 +108,12 @@ def test_every_native_call_may_fail(scenario: Callable[[MockBackend], None]) -> 
 @pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemcpyHtoDAsync", "execute", "cuStreamSynchronize", "cuEventRecord"])
 def test_losing_the_device_leaves_nothing_open(call: str) -> None:
     """The lost context took its memory along; what is ours is closed all the same."""
-    for nth in range(1, calls_of(serve)[call] + 1):
+    total = calls_of(serve)[call]
+    for nth in range(1, total + 1):
         backend = MockBackend(faults=[device_lost(nth, call=call)])
-        with pytest.raises(trtx.TrtxError):
+        # The last wait is that of the lane that gives its staging memory back: closing has nothing to say about a loss.
+        closing = call == "cuStreamSynchronize" and nth == total
+        with contextlib.nullcontext() if closing else pytest.raises(trtx.TrtxError):
             serve(backend)
         assert trtx.live_objects() == []
         assert backend.leaks() == []

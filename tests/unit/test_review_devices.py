@@ -21,6 +21,7 @@ import pytest
 import trtx_py as trtx
 from mock_backend import MockBackend
 from tests.unit.ownership import SAMPLE, WEIGHTS, Gate, shared_plan
+from tests.unit.serving import GateClock
 from trtx_py._lane import Lanes
 
 RESULT = SAMPLE @ WEIGHTS
@@ -242,13 +243,22 @@ def test_owner_of_replaced_memory_is_kept(end: str, rig: Rig) -> None:
 
 @pytest.mark.parametrize("level", ["engine", "context"])
 def test_with_blocks_close_after_a_timeout(level: str, mock_backend_factory: Any) -> None:
-    backend = mock_backend_factory(duration_s=0.2)
+    clock = GateClock()
+    backend = mock_backend_factory(duration_s=0.2, clock=clock)
+
+    def run(call: Any) -> None:
+        try:
+            call({"x": SAMPLE}, timeout_s=0.05)
+        except TimeoutError:
+            threading.Timer(0.05, clock.open).start()  # while the blocks are left
+            raise
+
     with pytest.raises(TimeoutError):  # noqa: SIM117, PT012 - the blocks are the point
         with trtx.Runtime(None, backend) as runtime, runtime.deserialize_sync(shared_plan()) as engine:
             if level == "engine":
-                engine.infer_sync({"x": SAMPLE}, timeout_s=0.05)
+                run(engine.infer_sync)
             with engine.create_execution_context() as context:
-                context.execute_sync({"x": SAMPLE}, timeout_s=0.05)
+                run(context.execute_sync)
     assert trtx.live_objects() == []
     assert (engine.closed, runtime.closed) == (True, True)
 
@@ -281,13 +291,16 @@ def test_with_blocks_close_after_an_interrupt(mock_backend: MockBackend, monkeyp
 
 def test_the_bare_level_waits_for_a_cancelled_request(mock_backend_factory: Any) -> None:
     """Nobody waits for it, but it has the context."""
-    backend = mock_backend_factory(duration_s=0.2)
+    clock = GateClock()
+    backend = mock_backend_factory(duration_s=0.2, clock=clock)
     with trtx.Runtime(None, backend) as runtime, runtime.deserialize_sync(shared_plan()) as engine:  # noqa: SIM117
         with engine.create_execution_context() as context:
             with pytest.raises(TimeoutError):
                 context.execute_sync({"x": SAMPLE}, timeout_s=0.05)
+            clock.wait_reached_sync()
             with pytest.raises(trtx.BorrowedError, match="is executing"):
                 context.set_input_shape("x", (2, 4))
+            clock.open()
 
 
 def test_a_dead_device_says_what_revives_it() -> None:
@@ -319,7 +332,8 @@ def test_what_a_test_dropped_is_no_leak(tmp_path: Path) -> None:
         """)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         "-W", "ignore::pytest.PytestAssertRewriteWarning", "--rootdir", str(tmp_path), str(tmp_path)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert "ERROR at teardown of test_leak" in done.stdout, done.stdout + done.stderr

@@ -11,11 +11,14 @@ import struct
 from dataclasses import dataclass
 
 from .._errors import PlanError
+from .._native import find_image_marks
 
 HEADER_BYTES = 32
 _LENGTH_OFFSET = 16
 _VERSION_OFFSET = 24
 
+_ELF = b"\x7fELF"
+_MAX_PE_OFFSET = 4096
 _ELF_HOST_MACHINES = {3: "x86", 40: "ARM", 62: "x86-64", 183: "AArch64", 243: "RISC-V"}
 _PE_HOST_MACHINES = {0x14C: "x86", 0x8664: "x86-64", 0xAA64: "AArch64"}
 
@@ -86,19 +89,19 @@ def find_host_code(data: bytes | memoryview) -> str | None:
     Returns:
         What was found and where, None if nothing was.
     """
-    content = data if isinstance(data, bytes) else bytes(data)
-    position = content.find(b"\x7fELF")
-    while position >= 0:
-        machine = _elf_host_machine(content, position)
+    view = memoryview(data)
+    try:
+        marks = find_image_marks(view)
+    except ValueError as error:  # made to look like anything but a plan
+        return str(error)
+    for position in marks:
+        if bytes(view[position : position + 4]) == _ELF:
+            machine, start = _elf_host_machine(view, position), position
+        else:
+            machine, start = _pe_host_machine(view, position)
         if machine is not None:
-            return f"an ELF image for {machine} at byte {position}"
-        position = content.find(b"\x7fELF", position + 1)
-    position = content.find(b"MZ")
-    while position >= 0:
-        machine = _pe_host_machine(content, position)
-        if machine is not None:
-            return f"a PE image for {machine} at byte {position}"
-        position = content.find(b"MZ", position + 1)
+            kind = "an ELF" if bytes(view[position : position + 4]) == _ELF else "a PE"
+            return f"{kind} image for {machine} at byte {start}"
     return None
 
 
@@ -118,7 +121,7 @@ def _looks_like(start: bytes) -> str:
     return "pass a serialized engine"
 
 
-def _elf_host_machine(content: bytes, position: int) -> str | None:
+def _elf_host_machine(content: memoryview, position: int) -> str | None:
     if position + 20 > len(content):
         return None
     byte_order = {1: "little", 2: "big"}.get(content[position + 5])
@@ -128,12 +131,13 @@ def _elf_host_machine(content: bytes, position: int) -> str | None:
     return _ELF_HOST_MACHINES.get(int.from_bytes(field, "little" if byte_order == "little" else "big"))
 
 
-def _pe_host_machine(content: bytes, position: int) -> str | None:
-    if position + 64 > len(content):
-        return None
-    (header,) = struct.unpack_from("<I", content, position + 60)
-    start = position + header
-    if not 64 <= header <= 4096 or content[start : start + 4] != b"PE\x00\x00" or start + 6 > len(content):
-        return None
-    (machine,) = struct.unpack_from("<H", content, start + 4)
-    return _PE_HOST_MACHINES.get(machine)
+def _pe_host_machine(content: memoryview, position: int) -> tuple[str | None, int]:
+    """For the "PE" signature at ``position``: the machine, and where the image with its "MZ" begins."""
+    if position + 6 > len(content):
+        return None, position
+    (machine,) = struct.unpack_from("<H", content, position + 4)
+    for header in range(64, min(_MAX_PE_OFFSET, position) + 1):  # what the DOS header says the signature's offset is
+        start = position - header
+        if bytes(content[start : start + 2]) == b"MZ" and struct.unpack_from("<I", content, start + 60)[0] == header:
+            return _PE_HOST_MACHINES.get(machine), start
+    return None, position

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .._arguments import checked_path
+from .._arguments import checked_path, closest
 from .._errors import BackendUnavailableError, EngineError, InvalidArgumentError
 from .._types import BackendInfo
 from ._flavours import FLAVOURS, Flavour, lean_library_refusal, plan_fits
@@ -53,6 +52,15 @@ def backend_names() -> tuple[str, ...]:
     return ("mock", *REAL_BACKENDS, *builders)
 
 
+def check_backend_name(name: str, source: str = "") -> None:
+    """Raises InvalidArgumentError, which names what there is: there is no backend ``name``, which ``source`` gave."""
+    names = backend_names()
+    if name not in names:
+        close = closest(name, names)
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise InvalidArgumentError(f"there is no backend {name!r}{source}; there are {', '.join(names)}{hint}")
+
+
 def resolve_backend(
     backend: str | TensorRTBackend | None,
     *,
@@ -82,12 +90,7 @@ def resolve_backend(
     if backend is None and not name:
         return _best_installed(request)
     source = "" if backend is not None else f" ({BACKEND_VARIABLE})"
-    if name not in backend_names():
-        close = difflib.get_close_matches(name, backend_names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InvalidArgumentError(
-            f"there is no backend {name!r}{source}; there are {', '.join(backend_names())}{hint}"
-        )
+    check_backend_name(name, source)
     if name == "mock" or name.endswith(_JOINED_SUFFIX):
         return _instance(name)
     refusal = request.refusal(name)
@@ -119,28 +122,32 @@ def lean_library_for(flavour: str, given: str | os.PathLike[str] | None) -> str 
     return None
 
 
+def backend_status(name: str) -> BackendStatus:
+    """What one real backend can do here, and why not what it cannot; imports it if it is installed.
+
+    Raises InvalidArgumentError if there is no real backend of that name.
+    """
+    if name not in FLAVOURS:
+        raise InvalidArgumentError(f"there is no real backend {name!r}; there are {', '.join(REAL_BACKENDS)}")
+    build = _Request("build").refusal(name)
+    run = _Request("run").refusal(name)
+    try:
+        info = _instance(name).info
+    except BackendUnavailableError:
+        info = None
+    return BackendStatus(
+        name=name,
+        info=info,
+        builds=build is None,
+        runs=run is None,
+        reasons=tuple(dict.fromkeys(reason for reason in (build, run) if reason is not None)),
+        install=FLAVOURS[name].install_hint,
+    )
+
+
 def installed_backends() -> list[BackendStatus]:
     """Every real backend with what it can do here, and why not what it cannot; imports all that are installed."""
-    found = []
-    for name in REAL_BACKENDS:
-        build = _Request("build").refusal(name)
-        run = _Request("run").refusal(name)
-        try:
-            info = _instance(name).info
-        except BackendUnavailableError:
-            info = None
-        reasons = tuple(dict.fromkeys(reason for reason in (build, run) if reason is not None))
-        found.append(
-            BackendStatus(
-                name=name,
-                info=info,
-                builds=build is None,
-                runs=run is None,
-                reasons=reasons,
-                install=FLAVOURS[name].install_hint,
-            )
-        )
-    return found
+    return [backend_status(name) for name in REAL_BACKENDS]
 
 
 _VERBS: dict[Need, str] = {"build": "build", "run": "run", "both": "build and run"}

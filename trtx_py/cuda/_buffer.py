@@ -59,13 +59,13 @@ class _Buffer(Resource):
 
     @classmethod
     def _allocated(
-        cls, device: Device, nbytes: int, allocate: Callable[[int], int], free: Callable[[int, int], None]
+        cls, device: Device, nbytes: int, allocate: Callable[[int, str], int], free: Callable[[int, int], None]
     ) -> Self:
         buffer = cls.__new__(cls)
         with buffer._opening(device) as handle:
             releases = Releases(device._access)
             with device.current():
-                address = allocate(nbytes)
+                address = allocate(nbytes, str(handle))
                 releases.add(lambda: free(address, nbytes))
                 handle.release = releases
             buffer._device, buffer._address, buffer._nbytes = device, address, nbytes
@@ -101,7 +101,9 @@ class DeviceBuffer(_Buffer):
     @classmethod
     def _create(cls, device: Device, nbytes: int) -> Self:
         memory = device._access.memory
-        buffer = cls._allocated(device, nbytes, memory.allocate_device, memory.free_device)
+        buffer = cls._allocated(
+            device, nbytes, lambda n, owner: memory.allocate_device(n, owner=owner), memory.free_device
+        )
         buffer._handle.device_bytes = nbytes
         return buffer
 
@@ -186,7 +188,9 @@ class PinnedBuffer(_Buffer):
     @classmethod
     def _create(cls, device: Device, nbytes: int) -> Self:
         memory = device._access.memory
-        buffer = cls._allocated(device, nbytes, memory.allocate_pinned, memory.free_pinned)
+        buffer = cls._allocated(
+            device, nbytes, lambda n, owner: memory.allocate_pinned(n, owner=owner), memory.free_pinned
+        )
         buffer._handle.host_bytes = nbytes
         return buffer
 

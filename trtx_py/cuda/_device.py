@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,7 +18,8 @@ from ..backends.protocols import (
     TensorRTBackend,
 )
 from ..backends.registry import resolve_backend
-from ._memory import CountedMemory, MemoryStatistics
+from ._memory import AllocationRecord, CountedMemory, MemoryStatistics
+from ._stream_pool import StreamPool
 
 if TYPE_CHECKING:
     from ._buffer import DeviceBuffer, PinnedBuffer
@@ -41,12 +43,49 @@ class Current:
 
 
 class DeviceAccess:
-    """What working on a device takes, without owning it: valid as long as the Device behind it is not released."""
+    """What working on a device takes, without owning it: valid as long as the Device behind it is not released.
 
-    def __init__(self, driver: CudaDriver, context: int) -> None:
+    Args:
+        cu_device: the CUdevice; None: the driver is not asked what the device can do.
+        name: for messages.
+        max_bytes: the budget for device memory.
+    """
+
+    def __init__(
+        self,
+        driver: CudaDriver,
+        context: int,
+        cu_device: int | None = None,
+        *,
+        name: str = "",
+        max_bytes: int | None = None,
+    ) -> None:
         self.driver = driver
-        self.memory = CountedMemory(driver)
+        self.context = context
+        self.memory = CountedMemory(driver, cu_device, max_bytes)
+        self.streams = StreamPool(driver, name)
         self.current = Current(driver, context)
+        self._cu_device = cu_device
+
+    def keep_pinned(self, address: int) -> Callable[[], None]:
+        """Keep the pinned block that has this address, whatever is closed, until what is returned is called, once.
+
+        The context that it is of is retained as long.
+        """
+        let_go = self.memory.keep_pinned(address)
+        if self._cu_device is None:
+            return let_go
+        self.driver.cuDevicePrimaryCtxRetain(self._cu_device)
+
+        def end() -> None:
+            assert self._cu_device is not None
+            try:
+                with self.current:
+                    let_go()
+            finally:
+                self.driver.cuDevicePrimaryCtxRelease(self._cu_device)
+
+        return end
 
 
 class Device(Resource):
@@ -57,26 +96,40 @@ class Device(Resource):
     Args:
         ordinal: number of the device, from 0, in the driver's order.
         backend: a backend name or object as for Builder; None as there.
+        max_device_bytes: how much device memory may be allocated through this object; what would exceed it raises
+            MemoryBudgetError and leaves everything usable. None: as much as there is.
 
     Raises:
-        InvalidArgumentError: there is no such device.
+        InvalidArgumentError: there is no such device, or the budget is not a positive number.
         BackendUnavailableError: there is no usable driver.
         CudaError: the primary context could not be had.
 
     Source: cuDevicePrimaryCtxRetain
     """
 
-    def __init__(self, ordinal: int = 0, *, backend: str | TensorRTBackend | None = None) -> None:
+    def __init__(
+        self,
+        ordinal: int = 0,
+        *,
+        backend: str | TensorRTBackend | None = None,
+        max_device_bytes: int | None = None,
+    ) -> None:
+        budget = checked_budget(max_device_bytes)
         chosen = resolve_backend(backend, need="run")
-        self._construct(chosen, ordinal, parent=None, internal=False)
+        self._construct(chosen, ordinal, parent=None, internal=False, budget=budget)
 
     @classmethod
-    def _create(cls, backend: TensorRTBackend, ordinal: int, *, parent: Resource) -> Device:
+    def _create(
+        cls, backend: TensorRTBackend, ordinal: int, *, parent: Resource, max_device_bytes: int | None = None
+    ) -> Device:
         device = cls.__new__(cls)
-        device._construct(backend, ordinal, parent=parent, internal=True)
+        budget = checked_budget(max_device_bytes)
+        device._construct(backend, ordinal, parent=parent, internal=True, budget=budget)
         return device
 
-    def _construct(self, backend: TensorRTBackend, ordinal: int, *, parent: Resource | None, internal: bool) -> None:
+    def _construct(
+        self, backend: TensorRTBackend, ordinal: int, *, parent: Resource | None, internal: bool, budget: int | None
+    ) -> None:
         ordinal = checked_int(ordinal, "device", minimum=0)
         with self._opening(parent, name=f"cuda:{ordinal}", internal=internal) as handle:
             driver = backend.driver
@@ -91,9 +144,8 @@ class Device(Resource):
             self._cu_device = driver.cuDeviceGet(ordinal)
             self._ordinal = ordinal
             context = driver.cuDevicePrimaryCtxRetain(self._cu_device)
-            cu_device = self._cu_device
-            handle.release = lambda: driver.cuDevicePrimaryCtxRelease(cu_device)
-            self._access = DeviceAccess(driver, context)
+            self._access = DeviceAccess(driver, context, self._cu_device, name=str(handle), max_bytes=budget)
+            handle.release = partial(_release_device, self._access, self._cu_device)
 
     def _carry(self, destroy: Callable[[], object]) -> Callable[[], None]:
         """The release of an owner that made this device for itself: its native object first, then the context.
@@ -165,7 +217,13 @@ class Device(Resource):
         return Event._create(self, timing=timing)
 
     def allocate(self, nbytes: int) -> DeviceBuffer:
-        """Device memory. Raises CudaError (CUDA_ERROR_OUT_OF_MEMORY) if there is not enough. Source: cuMemAlloc"""
+        """Device memory.
+
+        Raises:
+            MemoryBudgetError: it would exceed the budget; the driver was not asked.
+            CudaError: (CUDA_ERROR_OUT_OF_MEMORY) there is not enough.
+        Source: cuMemAlloc
+        """
         from ._buffer import DeviceBuffer
 
         return DeviceBuffer._create(self, checked_int(nbytes, "nbytes", minimum=0))
@@ -177,7 +235,7 @@ class Device(Resource):
         return PinnedBuffer._create(self, checked_int(nbytes, "nbytes", minimum=0))
 
     def memory_statistics(self) -> MemoryStatistics:
-        """Device memory allocated through this object; after it was closed, the last figures."""
+        """Device memory allocated through this object, or by TensorRT for it; after it was closed, the last figures."""
         self._handle.require_process()
         return self._access.memory.device_statistics()
 
@@ -185,6 +243,11 @@ class Device(Resource):
         """Page-locked host memory allocated through this object; after it was closed, the last figures."""
         self._handle.require_process()
         return self._access.memory.pinned_statistics()
+
+    def memory_allocations(self) -> tuple[AllocationRecord, ...]:
+        """Every allocation in these statistics that is not freed, the biggest first."""
+        self._handle.require_open()
+        return self._access.memory.allocations()
 
 
 class _OnDevice(Protocol):
@@ -215,6 +278,11 @@ def checked_device(device: Any) -> Device:
     if not isinstance(device, Device):
         raise InvalidArgumentError(f"device is {device!r}; expected a Device such as runtime.device")
     return device
+
+
+def checked_budget(value: Any, what: str = "max_device_bytes") -> int | None:
+    """``value`` as a number of bytes, None for no budget. Raises InvalidArgumentError for anything else."""
+    return None if value is None else checked_int(value, what, minimum=1)
 
 
 class Releases:
@@ -250,3 +318,16 @@ class Releases:
                 self._steps.pop()()
             except TrtxError as error:  # the other steps are still due
                 errors.append(error)
+
+
+def _release_device(access: DeviceAccess, cu_device: int) -> None:
+    """The end of a device: its pooled streams, then its context."""
+    try:
+        streams = access.streams.close()
+        if streams:
+            releases = Releases(access)
+            for stream in streams:
+                releases.add(partial(access.driver.cuStreamDestroy, stream))
+            releases()
+    finally:
+        access.driver.cuDevicePrimaryCtxRelease(cu_device)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
+import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -40,3 +43,33 @@ def kit_model() -> object:
         return path.read_bytes()
 
     return read
+
+
+@pytest.fixture(scope="session")
+def make_lean(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A function that compiles a shared library that says it is a lean runtime of some version."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a shared library with")
+    folder = tmp_path_factory.mktemp("lean")
+
+    def make(number: int, symbol: str = "getInferLibVersion") -> str:
+        source, library = folder / f"{symbol}{number}.c", folder / f"lib{symbol}{number}.so"
+        if not library.exists():
+            source.write_text(f"int {symbol}(void) {{ return {number}; }}\n", encoding="ascii")
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+        return str(library)
+
+    return make
+
+
+@pytest.fixture
+def lean_library(make_lean: Callable[..., str]) -> Callable[[str], str]:
+    """A function that gives a library of the version, such as "8.6.0"."""
+
+    def make(version: str) -> str:
+        major, minor, patch = (int(n) for n in version.split("."))
+        unit = 10000 if major >= 10 else 1000
+        return make_lean(major * unit + minor * 100 + patch)
+
+    return make

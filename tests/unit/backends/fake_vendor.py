@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import struct
+import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -156,16 +158,31 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> Any:
         return [(1, 4), (2, 4), (8, 4)] if profile == 0 else [(9, 4), (9, 4), (256, 4)]
 
-    def create_execution_context(self) -> Any:
+    num_aux_streams = 2
+
+    def made(self, *how: Any) -> Any:
+        self.vendor.contexts_made.append(how)
         return self.vendor.next_context
 
 
 class FakeEngine86(FakeEngine):
+    def create_execution_context(self) -> Any:
+        return self.made()
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        return self.made("without memory")
+
     def get_profile_shape_input(self, profile: int, name: str) -> Any:
         return [[1, 1], [2, 2], [profile + 3, 3]]
 
 
-class FakeEngine10(FakeEngine):
+class FakeEngine11(FakeEngine):
+    def create_execution_context(self, how: Any = None) -> Any:
+        if how is None:
+            return self.made()
+        self.vendor.newer_than_8("create_execution_context(strategy)")
+        return self.made(how)
+
     @property
     def device_memory_size_v2(self) -> int:
         self.vendor.newer_than_8("device_memory_size_v2")
@@ -184,13 +201,107 @@ class FakeEngine10(FakeEngine):
         return [[1, 1], [2, 2], [profile + 3, 3]]
 
 
-class FakeContext:
+class FakeEngine10(FakeEngine11):
+    def create_execution_context_without_device_memory(self) -> Any:
+        warnings.warn("use create_execution_context", DeprecationWarning, stacklevel=2)
+        return self.made("without memory")
+
+
+class FakeRuntimeCache:
+    """IRuntimeCache of TensorRT-RTX 1.7."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.serializes = True
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"kernels"):
+            return False
+        self.content = blob
+        return True
+
+    def serialize(self) -> Any:
+        return self.content + b"+new" if self.serializes else None
+
+    def reset(self) -> bool:
+        self.content = b""
+        return True
+
+
+class FakeRuntimeConfig:
+    """IRuntimeConfig of TensorRT-RTX 1.7. Setting the property gives no answer, as in the bindings."""
+
+    def __init__(self, vendor: FakeVendor) -> None:
+        self.vendor = vendor
+        self.strategy = vendor.ExecutionContextAllocationStrategy["STATIC"]
+        if hasattr(vendor, "CudaGraphStrategy"):
+            self.graphs = vendor.CudaGraphStrategy["DISABLED"]
+        self.dynamic_shapes_kernel_specialization_strategy = vendor.DynamicShapesKernelSpecializationStrategy["LAZY"]
+        self.cache: weakref.ref[FakeRuntimeCache] | None = None
+
+    @property
+    def cuda_graph_strategy(self) -> Any:
+        return self.graphs
+
+    @cuda_graph_strategy.setter
+    def cuda_graph_strategy(self, strategy: Any) -> None:
+        if self.vendor.takes_graph_strategy:
+            self.graphs = strategy
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def get_execution_context_allocation_strategy(self) -> Any:
+        return self.strategy
+
+    def create_runtime_cache(self) -> Any:
+        if not self.vendor.makes_cache:
+            return None
+        cache = FakeRuntimeCache()
+        self.vendor.caches.append(weakref.ref(cache))
+        return cache
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        if self.vendor.takes_cache:
+            self.cache = weakref.ref(cache)
+        return self.vendor.takes_cache
+
+    def get_runtime_cache(self) -> Any:
+        raise AssertionError("the bindings hand out a second owner of the cache")
+
+
+class FakeEngineRTX(FakeEngine11):
+    def create_runtime_config(self) -> Any:
+        return FakeRuntimeConfig(self.vendor) if self.vendor.makes_config else None
+
+    def create_execution_context(self, how: Any = None) -> Any:
+        # TensorRT has a bare pointer to the configuration, and through it to the cache.
+        self.vendor.config = weakref.ref(how)
+        return self.made(how.strategy.name, how.graphs.name if hasattr(how, "graphs") else None)
+
+
+class FakeContextCalls:
+    """What every version's context has; how it takes activation memory is in the classes below."""
+
+    vendor: Any = None
+
     def __init__(self) -> None:
         self.active_optimization_profile = 0
         self.answers = True
         self.log: list[tuple[Any, ...]] = []
         self.allocators: dict[str, Any] = {}
         self.during_enqueue: Any = None
+        self.during_setting: Any = None
+
+    def set_aux_streams(self, aux_streams: Any) -> None:
+        self.log.append(("aux", aux_streams))
+        if self.during_setting is not None:
+            self.during_setting()
+
+    def take_memory(self, *memory: int) -> None:
+        self.log.append(("memory", *memory))
+        if self.during_setting is not None:
+            self.during_setting()
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.log.append(("profile", index, stream))
@@ -222,12 +333,34 @@ class FakeContext:
         return self.answers
 
 
+def _set_device_memory_property(context: Any, memory: int) -> None:
+    warnings.warn("use set_device_memory", DeprecationWarning, stacklevel=2)
+    context.take_memory(memory)
+
+
+class FakeContext86(FakeContextCalls):
+    device_memory = property(fset=_set_device_memory_property)
+
+
+class FakeContext11(FakeContextCalls):
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if self.vendor is not None:
+            self.vendor.newer_than_8("set_device_memory")
+        self.take_memory(memory, size)
+
+
+class FakeContext(FakeContext11):
+    """10.1 and later."""
+
+    device_memory = property(fset=_set_device_memory_property)
+
+
 class FakeVendor:
-    """A vendor module of one version. ``kind`` is "full", "lean" or "dispatch"."""
+    """A vendor module of one version. ``kind`` is "full", "lean", "dispatch" or "rtx" (with its version number)."""
 
     def __init__(self, version: str, kind: str = "full") -> None:
         self.__version__ = version
-        major = int(version.split(".")[0])
+        major = int(version.split(".")[0]) if kind != "rtx" else 11
         self.behind_old_lean = False
         self.reached: list[str] = []
         self.build_result: Any = b"plan"
@@ -236,11 +369,14 @@ class FakeVendor:
         self.configs: list[FakeConfig] = []
         self.networks: list[FakeNetwork] = []
         self.runtimes: list[Any] = []
-        self.engine_class: Any = FakeEngine10 if major >= 10 else FakeEngine86
+        self.contexts_made: list[tuple[Any, ...]] = []
+        self.engine_class: Any = {8: FakeEngine86, 10: FakeEngine10, 11: FakeEngine11}[major]
+        self.IExecutionContext: Any = {8: FakeContext86, 10: FakeContext, 11: FakeContext11}[major]
         self.deserialized: Any = "engine"
         self.log_during_deserialize: list[tuple[Severity, str]] = []
         self.log_at_creation: list[tuple[Severity, str]] = []
-        self.next_context: Any = FakeContext()
+        self.next_context: Any = self.IExecutionContext()
+        self.next_context.vendor = self
         self.ILogger = ILogger
         self.DataType = members("DataType", "FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64")
         self.IOutputAllocator = type("IOutputAllocator", (), {"__init__": lambda self: None})
@@ -250,8 +386,25 @@ class FakeVendor:
         self.parse_errors: list[Any] = []
         if major >= 10:
             self.EngineStat = members("EngineStat", "TOTAL_WEIGHTS_SIZE")
-        if kind == "full":
+            self.ExecutionContextAllocationStrategy: Any = members(
+                "ExecutionContextAllocationStrategy", "STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"
+            )
+        if kind in ("full", "rtx"):
             self._add_builder(major)
+        if kind == "rtx":
+            self._add_runtime_config()
+
+    def _add_runtime_config(self) -> None:
+        self.engine_class, self.IExecutionContext = FakeEngineRTX, FakeContext
+        self.next_context = FakeContext()
+        self.IRuntimeConfig, self.IRuntimeCache = FakeRuntimeConfig, FakeRuntimeCache
+        self.CudaGraphStrategy: Any = members("CudaGraphStrategy", "DISABLED", "WHOLE_GRAPH_CAPTURE")
+        self.DynamicShapesKernelSpecializationStrategy: Any = members(
+            "DynamicShapesKernelSpecializationStrategy", "LAZY", "EAGER", "NONE"
+        )
+        self.makes_config = self.makes_cache = self.takes_cache = self.takes_graph_strategy = True
+        self.caches: list[weakref.ref[FakeRuntimeCache]] = []
+        self.config: Any = None
 
     def newer_than_8(self, what: str) -> None:
         assert not self.behind_old_lean, f"{what} reaches past the end of an 8.6 lean library"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import threading
 import time
@@ -14,10 +15,15 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
 onnx = pytest.importorskip("onnx")
 
+from tests.unit.backends import fake_vendor  # noqa: E402  # after the skips
+from tests.unit.backends.fake_vendor import FakeVendor  # noqa: E402  # after the skips
 from trtx_py._errors import BuilderError, ParserError, ShapeError  # noqa: E402  # after the skips
 from trtx_py._types import BuildOptions, DataType, Severity, ShapeRange, TensorLocation  # noqa: E402
 from trtx_py.backends._raw_plan import find_host_code, read_raw_plan_header  # noqa: E402
 from trtx_py.backends.tensorrt import TensorRTFamilyBackend  # noqa: E402
+from trtx_py.backends.tensorrt._creation import ContextMaker  # noqa: E402
+from trtx_py.backends.tensorrt._runtime_cache import RuntimeCache  # noqa: E402
+from trtx_py.backends.tensorrt._vendor import load_vendor  # noqa: E402
 
 ADA = ("8.9",)
 
@@ -73,7 +79,8 @@ class Session:
         options.setdefault("compute_capabilities", ADA)
         network = self.network(model)
         try:
-            return self.builder.build_serialized_network(network, BuildOptions(profiles=profiles, **options), progress)
+            wanted = BuildOptions(profiles=profiles, **options)
+            return bytes(self.builder.build_serialized_network(network, wanted, progress))
         finally:
             network.destroy()
 
@@ -91,6 +98,59 @@ def test_info() -> None:
         "tensorrt_rtx", True, True, True,
     )  # fmt: skip
     assert info.version[0].isdigit()
+
+
+def test_stand_ins_have_the_names_of_the_real_module() -> None:
+    real: Any = importlib.import_module("tensorrt_rtx")
+    fake = FakeVendor("1.7.1.116", "rtx")
+    for stand_in, name in [
+        (fake_vendor.FakeRuntimeConfig, "IRuntimeConfig"),
+        (fake_vendor.FakeRuntimeCache, "IRuntimeCache"),
+        (fake_vendor.FakeEngineRTX, "ICudaEngine"),
+        (fake_vendor.FakeContext, "IExecutionContext"),
+    ]:
+        own = {"made", "take_memory", "vendor"}  # what tests use and the module has not
+        asked = {attribute for attribute in dir(stand_in) if not attribute.startswith("_")} - own
+        assert asked - set(dir(getattr(real, name))) <= {"device_memory_size", "get_profile_shape_input"}, name
+    for enum in (
+        "CudaGraphStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+        "ExecutionContextAllocationStrategy",
+    ):
+        assert list(getattr(fake, enum).__members__) == list(getattr(real, enum).__members__)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "says"),
+    [
+        ("ICudaEngine", "create_runtime_config", "-> tensorrt_rtx_bindings.tensorrt_rtx.IRuntimeConfig"),
+        (
+            "ICudaEngine",
+            "create_execution_context",
+            "runtime_config: tensorrt_rtx_bindings.tensorrt_rtx.IRuntimeConfig",
+        ),
+        ("IRuntimeConfig", "set_runtime_cache", "-> bool"),
+        ("IRuntimeConfig", "create_runtime_cache", "-> nvinfer1::IRuntimeCache"),
+        ("IRuntimeCache", "deserialize", "-> bool"),
+        ("IRuntimeCache", "serialize", "IHostMemory"),
+        ("IExecutionContext", "set_device_memory", "size: typing.SupportsInt) -> None"),
+        ("IExecutionContext", "set_aux_streams", ") -> None"),
+    ],
+)
+def test_calls_that_no_machine_here_can_make_have_the_signatures_relied_on(owner: str, method: str, says: str) -> None:
+    real: Any = importlib.import_module("tensorrt_rtx")
+    assert says in getattr(getattr(real, owner), method).__doc__
+
+
+def test_contexts_of_the_real_module_would_be_made_through_a_configuration() -> None:
+    vendor = load_vendor("tensorrt_rtx")
+    log = Log()
+    cache = RuntimeCache(vendor, log, b"content")
+    maker = ContextMaker(vendor, log, vendor.module.ICudaEngine, lean=None, cache=cache)
+    assert maker.captures_itself
+    assert maker.memory_setter == "set_device_memory"
+    assert cache.serialize() is None
+    assert log.lines == []
 
 
 def test_builds_a_plan_for_named_gpus(session: Session) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import pathlib
-import shutil
-import subprocess
 import weakref
 from typing import Any
 
@@ -33,24 +31,6 @@ HOST_CODE = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(40)
 
 def ignore(severity: object, line: str) -> None:
     """A sink for tests that look at errors only."""
-
-
-@pytest.fixture(scope="session")
-def make_lean(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that compiles a shared library that says it is a lean runtime of some version."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to make a shared library with")
-    folder = tmp_path_factory.mktemp("lean")
-
-    def make(number: int, symbol: str = "getInferLibVersion") -> str:
-        source, library = folder / f"{symbol}{number}.c", folder / f"lib{symbol}{number}.so"
-        if not library.exists():
-            source.write_text(f"int {symbol}(void) {{ return {number}; }}\n", encoding="ascii")
-            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
-        return str(library)
-
-    return make
 
 
 def open_runtime(

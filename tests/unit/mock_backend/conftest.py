@@ -190,15 +190,24 @@ def rig_with(mock_backend_factory: Callable[..., MockBackend]) -> Iterator[Calla
         def make(**options: Any) -> Rig:
             rig = Rig(mock_backend_factory(**options))
             stack.enter_context(rig.stack)
+            stack.callback(rig.driver.cuStreamSynchronize, rig.stream)  # as above, before the memory goes
             return rig
 
         yield make
 
 
 @pytest.fixture
-def loose_rig() -> Callable[..., Rig]:
+def loose_rig() -> Iterator[Callable[..., Rig]]:
     """Makes rigs whose end is not checked, for tests that break things on purpose."""
-    return lambda **options: Rig(MockBackend(**options))
+    made: list[MockBackend] = []
+
+    def make(**options: Any) -> Rig:
+        made.append(MockBackend(**options))
+        return Rig(made[-1])
+
+    yield make
+    for backend in made:
+        backend.close()  # also takes its context off this thread's stack
 
 
 @pytest.fixture

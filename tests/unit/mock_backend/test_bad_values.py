@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,9 @@ def test_at_the_driver(rig: Any) -> None:
 
     context.execute_async_v3(rig.stream)
     rig.driver.cuEventRecord(event, rig.stream)
-    rig.driver.launch(rig.stream, lambda: None, "more work")
-    while not rig.driver._event(event, "test").record.moment.reached:
-        pass
+    reached = threading.Event()
+    rig.driver.launch(rig.stream, reached.set, "more work")
+    assert reached.wait(30)
     for _ in range(2):
         with pytest.raises(trtx.CudaError, match="cuEventQuery"):
             rig.driver.cuEventQuery(event)

@@ -159,14 +159,15 @@ def test_length_is_exact(rig, models):
 
 def test_other_version_and_other_gpu(rig, rig_with, models):
     plan = rig.build(models.relu(), models.N4)
-    newer, hopper = rig_with(version="2.0.0.0"), rig_with(compute_capability="9.0")
+    newer = rig_with(version="2.0.0.0")
     with pytest.raises(VersionMismatchError) as version:
         newer.engine(plan)
     assert (version.value.plan, version.value.runtime) == ("mock 1.0.0.0", "mock 2.0.0.0")
+    both = rig.build(models.relu(), models.N4, compute_capabilities=("8.9", "9.0"))
+    hopper = rig_with(compute_capability="9.0")
     with pytest.raises(VersionMismatchError) as gpu:
         hopper.engine(plan)
     assert ("8.9" in gpu.value.plan, "9.0" in gpu.value.runtime) == (True, True)
-    both = rig.build(models.relu(), models.N4, compute_capabilities=("8.9", "9.0"))
     hopper.engine(both)
 
 

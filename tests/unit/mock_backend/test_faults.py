@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mock_backend import Fault, MockBackend, VirtualClock, device_lost, fail, out_of_memory, slow
+import mock_backend
+from mock_backend import Fault, MockBackend, VirtualClock, _faults, device_lost, fail, out_of_memory, process_lost, slow
 from trtx_py._errors import (
     BackendUnavailableError,
     BuilderError,
@@ -19,6 +24,10 @@ from trtx_py._errors import (
 from trtx_py._types import Severity
 
 X = np.ones((2, 4), np.float32)
+
+
+def by_keyword(make: Callable[..., Fault]) -> Callable[[str], Fault]:
+    return lambda call: make(call=call)
 
 
 def test_nth_call_fails_and_only_that(rig):
@@ -196,11 +205,36 @@ def test_every_driver_call_passes_the_fault_point(call):
         driver.cuCtxPushCurrent(driver.cuDevicePrimaryCtxRetain(device))
         driver.cuCtxGetCurrent(), driver.cuMemGetInfo(), driver.cuMemAlloc(1), driver.cuMemHostAlloc(1, 0)
         stream = driver.cuStreamCreate(0)
-        driver.cuEventCreate(0), driver.cuStreamSynchronize(stream), driver.cuStreamQuery(stream)
+        driver.cuEventCreate(0)
+        driver.cuStreamSynchronize(stream)
+        driver.cuStreamQuery(stream)
 
     with pytest.raises(CudaError) as caught:
         everything()
     assert (caught.value.call, caught.value.code) == (call, 999)
+
+
+@pytest.mark.parametrize("make", [Fault, fail, slow, out_of_memory, *map(by_keyword, (device_lost, process_lost))])
+def test_calls_that_there_are_none_of_are_refused(make):
+    with pytest.raises(ValueError, match=r"'cuGraphLaunhc': no call of the seam .* did you mean 'cuGraphLaunch'"):
+        make("cuGraphLaunhc")
+    with pytest.raises(ValueError, match=r"there are add_input, .*, build_serialized_network, .*, execute, "):
+        make("?")
+    with pytest.raises(ValueError, match="no call of the seam"):
+        make("trtx_mock_launch")
+    for call in (0.2, None, b"cuMemAlloc", ["cuMemAlloc"]):
+        with pytest.raises(TypeError, match="expected the name of a call"):
+            make(call)
+
+
+def test_every_call_of_the_seam_can_be_struck():
+    sources = Path(mock_backend.__file__).parent.glob("*.py")
+    entered = {
+        name for source in sources for name in re.findall(r'(?:seam\.enter|_building)\("(\w+)"', source.read_text())
+    }
+    assert entered == _faults._TENSORRT
+    for call in entered | _faults._NATIVE:
+        fail(call)
 
 
 def test_faults_are_checked():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -91,14 +93,16 @@ def test_destroyed_stream_finishes_its_work(rig):
 
 def test_stream_threads_end(rig):
     stream = rig.driver.cuStreamCreate(1)
-    name = f"mock-stream-{stream:#x}"
-    assert name not in {t.name for t in threading.enumerate()}  # started by the first operation
+    threads = set(os.listdir("/proc/self/task"))
+    rig.driver.cuStreamQuery(stream)
+    assert set(os.listdir("/proc/self/task")) <= threads  # started by the first operation
     rig.driver.cuMemsetD8Async(rig.alloc(4), 0, 4, stream)
     rig.driver.cuStreamSynchronize(stream)
-    thread = next(t for t in threading.enumerate() if t.name == name)
+    (thread,) = set(os.listdir("/proc/self/task")) - threads
     rig.driver.cuStreamDestroy(stream)
-    thread.join(10)
-    assert not thread.is_alive()
+    deadline = time.monotonic() + 10
+    while thread in os.listdir("/proc/self/task"):
+        assert time.monotonic() < deadline
 
 
 def test_elapsed_time_follows_the_clock(rig_with):

@@ -52,6 +52,15 @@ class TensorRTFamilyBackend:
             needs_compute_capability=self._flavour.can_target,
         )
 
+    def plan_settings(self) -> dict[str, object]:
+        """Nothing besides ``info``: see DescribesPlans."""
+        return {}
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Its builds measure kernels, and take an ITimingCache; the engine cache keeps one for them."""
+        return self._flavour.can_build and not self._flavour.can_target
+
     @property
     def driver(self) -> CudaDriver:
         if self._driver is None:
@@ -65,9 +74,17 @@ class TensorRTFamilyBackend:
                 f"{self._flavour.name} runs plans and cannot build them; build with tensorrt "
                 f"(pip install tensorrt) or tensorrt_rtx (pip install tensorrt-rtx)"
             )
-        return Builder(self._module(), log)
+        return Builder(self._module(), log, lambda: self.driver)
 
-    def create_runtime(self, log: LogSink, *, device: int, lean_library: str | None, allow_host_code: bool) -> Runtime:
+    def create_runtime(
+        self,
+        log: LogSink,
+        *,
+        device: int,
+        lean_library: str | None,
+        allow_host_code: bool,
+        runtime_cache: bytes | None = None,
+    ) -> Runtime:
         """Source: nvinfer1::createInferRuntime"""
         vendor = self._module()
         return Runtime(
@@ -76,6 +93,7 @@ class TensorRTFamilyBackend:
             lean_library=lean_library,
             allow_host_code=allow_host_code,
             device_text=self._checked_device(device),
+            runtime_cache=runtime_cache,
         )
 
     def refusal_to_run(self) -> str | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..._errors import BuilderError, InvalidArgumentError
 from ..._types import BuildOptions, Severity
-from ..protocols import BuildProgress, LogSink
+from ..protocols import BuildProgress, CudaDriver, LogSink
+from ._advanced import AdvancedOptions
+from ._calibrator import add_calibrator
 from ._guards import alive, created
 from ._log_router import Operation
 from ._network import Network
 from ._options import apply_options
+from ._plugins import load_plugins
 from ._profiles import add_profiles
 from ._progress import ProgressState, make_monitor
 from ._vendor import Vendor
@@ -38,9 +42,10 @@ class Builder:
     Source: nvinfer1::IBuilder
     """
 
-    def __init__(self, vendor: Vendor, log: LogSink) -> None:
+    def __init__(self, vendor: Vendor, log: LogSink, driver: Callable[[], CudaDriver]) -> None:
         self._vendor = vendor
         self._log = log
+        self._driver = driver
         self._building = threading.Lock()
         with vendor.router.operation(log) as operation:
             handle: Any = vendor.module.Builder(vendor.logger)
@@ -62,9 +67,18 @@ class Builder:
             handle = builder.create_network(flags)
             if handle is None:
                 raise BuilderError(f"{self._vendor.title} could not create a network", tensorrt_log=operation.lines)
+            _without_recorder(handle)
             return Network(self._vendor, self._log, builder, handle)
 
-    def build_serialized_network(self, network: Any, options: BuildOptions, progress: BuildProgress | None) -> bytes:
+    def load_plugins(self, libraries: Sequence[str], creators: Sequence[object]) -> None:
+        """See BackendBuilder."""
+        alive(self._handle, "builder")
+        with self._vendor.router.operation(self._log) as operation:
+            load_plugins(self._vendor, libraries, creators, operation)
+
+    def build_serialized_network(
+        self, network: Any, options: BuildOptions, progress: BuildProgress | None
+    ) -> memoryview:
         """Source: nvinfer1::IBuilder::buildSerializedNetwork, which releases the interpreter lock."""
         builder = alive(self._handle, "builder")
         if not isinstance(network, Network) or not network.belongs_to(builder):
@@ -79,11 +93,32 @@ class Builder:
 
     def _build(
         self, builder: Any, network: Network, options: BuildOptions, progress: BuildProgress | None, op: Operation
-    ) -> bytes:
+    ) -> memoryview:
         config = builder.create_builder_config()
         if config is None:
             raise BuilderError(f"{self._vendor.title} could not create a configuration", tensorrt_log=op.lines)
         apply_options(self._vendor, config, network.native, options, op)
+        advanced = AdvancedOptions(
+            self._vendor, self._log, builder, config, options.further, options.memory, network.native
+        )
+        built = False
+        try:
+            advanced.apply(op)
+            plan = self._build_configured(builder, config, network, options, progress, op)
+            built = True
+            return plan
+        finally:
+            advanced.finish(built=built)
+
+    def _build_configured(
+        self,
+        builder: Any,
+        config: Any,
+        network: Network,
+        options: BuildOptions,
+        progress: BuildProgress | None,
+        op: Operation,
+    ) -> memoryview:
         profiles = add_profiles(self._vendor, builder, config, network.inputs, options.profiles, op)
         state = ProgressState(progress) if progress is not None else None
         monitor = make_monitor(self._vendor, state) if state is not None else None
@@ -94,17 +129,38 @@ class Builder:
                 Severity.INFO,
                 f"{self._vendor.title} has no IProgressMonitor: this build can neither be watched nor aborted",
             )
-        host_memory = builder.build_serialized_network(network.native, config)
-        # The config borrows both; they must outlive it.
-        del config, monitor, profiles
+        feeder, calibrator = None, None
+        if options.calibrator is not None:
+            feeder, calibrator = add_calibrator(
+                self._vendor, config, builder, network.inputs, options.calibrator, self._driver()
+            )
+        try:
+            host_memory = self._run(builder, network.native, config)
+        finally:
+            # The config borrows all of them; they must outlive it.
+            del config, monitor, profiles, calibrator
+            if feeder is not None:
+                feeder.release()
+        if feeder is not None and feeder.failure is not None:
+            raise feeder.failure
         if state is not None and state.failure is not None:
             raise state.failure
         if state is not None and state.aborted:
             raise BuilderError("the build was aborted by its progress callback", tensorrt_log=op.lines)
         if host_memory is None:
             self._clear_leftovers(builder, options)
-            raise BuilderError(self._failure_text(op, options), tensorrt_log=op.lines)
-        return bytes(host_memory)
+            raise BuilderError(self._failure_text(op, options), tensorrt_log=op.lines, codes=op.codes)
+        return memoryview(host_memory).cast("B")  # which keeps it; a copy would be the size of the weights
+
+    def _run(self, builder: Any, network: Any, config: Any) -> Any:
+        """The build itself, with an error recorder for as long as it takes."""
+        if self._vendor.recorder is None:
+            return builder.build_serialized_network(network, config)
+        builder.error_recorder = self._vendor.recorder
+        try:
+            return builder.build_serialized_network(network, config)
+        finally:
+            builder.error_recorder = None
 
     def _clear_leftovers(self, builder: Any, options: BuildOptions) -> None:
         """Build a network of one layer after a failed build, so that the failure does not reach the next plan.
@@ -140,6 +196,16 @@ class Builder:
         with self._vendor.router.operation(self._log):
             self._handle = None
         self._vendor.router.close(self._log)
+
+
+def _without_recorder(network: Any) -> None:
+    """Take away the error recorder that a network has from a builder which is building meanwhile, on another thread.
+
+    A parser gives its network's recorder back in its destructor, and the bindings destroy the parser after the network:
+    with a recorder to give back that ends the process (tensorrt-rtx 1.7, measured).
+    """
+    if getattr(network, "error_recorder", None) is not None:
+        network.error_recorder = None
 
 
 def _discard(severity: Severity, message: str) -> None:

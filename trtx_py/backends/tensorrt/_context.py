@@ -8,17 +8,24 @@ from typing import Any
 from ..._errors import EngineError, ExecutionError, InvalidArgumentError, ShapeError
 from ..._types import Shape, TensorInfo, TensorMode
 from .._flavours import output_allocator_refusal
-from ..protocols import LogSink, OutputAllocator
-from ._guards import alive, checked_shape, unknown_tensor
+from ..protocols import LayerProfiler, LogSink, OutputAllocator
+from ._creation import MemorySetter
+from ._guards import alive, checked_shape, deprecated_calls, unknown_tensor
+from ._layer_profiler import ProfilerState, attach, detach
 from ._output_allocator import AllocatorState, make_allocator
 from ._vendor import Vendor
 
 _MAX_ADDRESS = 2**64 - 1
+_MEMORY_ALIGNMENT = 256
 
 
 class Context:
     """Implements BackendContext. Used by one thread at a time.
 
+    Args:
+        memory_bytes: activation memory it computes in.
+        memory_setter: how it is told where that memory is, None if it has allocated it.
+        kept: what TensorRT needs for as long as the context is there.
     Source: nvinfer1::IExecutionContext
     """
 
@@ -32,6 +39,10 @@ class Context:
         num_profiles: int,
         title: str,
         lean_version: str | None,
+        num_aux_streams: int,
+        memory_bytes: int,
+        memory_setter: MemorySetter | None,
+        kept: Any,
     ) -> None:
         self._vendor = vendor
         self._log = log
@@ -40,9 +51,15 @@ class Context:
         self._num_profiles = num_profiles
         self._title = title
         self._lean_version = lean_version
+        self._num_aux_streams = num_aux_streams
+        self._memory_bytes = memory_bytes
+        self._memory_setter = memory_setter
+        self._lacks_memory = memory_setter is not None and memory_bytes > 0
+        self._kept = kept
         self._unbound = set(self._tensors)
         # TensorRT borrows the allocators.
         self._allocators: dict[str, tuple[AllocatorState, Any]] = {}
+        self._profiler: tuple[ProfilerState, Any] | None = None
 
     @property
     def active_profile(self) -> int:
@@ -64,6 +81,52 @@ class Context:
                     f"context uses it; close that one, use another profile, or rebuild the plan with profile_sharing",
                     tensorrt_log=operation.lines,
                 )
+
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        """Source: nvinfer1::IExecutionContext::setDeviceMemoryV2, setDeviceMemory"""
+        context = alive(self._handle, "execution context")
+        if self._memory_setter is None:
+            raise InvalidArgumentError(
+                "this execution context has activation memory of its own; create it with own_memory=False to give it "
+                "other memory"
+            )
+        if nbytes < self._memory_bytes:
+            # The older form is not told the size: kernels would write past the end.
+            raise InvalidArgumentError(
+                f"{nbytes} bytes of activation memory are too few; expected at least {self._memory_bytes}"
+            )
+        if not 0 < address <= _MAX_ADDRESS or address % _MEMORY_ALIGNMENT:
+            raise InvalidArgumentError(
+                f"activation memory cannot be at {address:#x}; expected an address that is a multiple of "
+                f"{_MEMORY_ALIGNMENT}, as allocations of device memory are"
+            )
+        with self._vendor.router.operation(self._log) as operation:
+            if self._memory_setter == "set_device_memory":
+                context.set_device_memory(address, nbytes)
+            else:
+                with deprecated_calls():
+                    context.device_memory = address
+            if operation.errors:  # both return nothing
+                raise EngineError(
+                    f"{self._title} refused {nbytes} bytes at {address:#x} as activation memory",
+                    tensorrt_log=operation.lines,
+                )
+        self._lacks_memory = False
+
+    def set_aux_streams(self, streams: Sequence[int]) -> None:
+        """Source: nvinfer1::IExecutionContext::setAuxStreams"""
+        context = alive(self._handle, "execution context")
+        found = [int(stream) for stream in streams]
+        if any(not 0 < stream <= _MAX_ADDRESS for stream in found) or len(set(found)) < len(found):
+            raise InvalidArgumentError(
+                f"{found} cannot be auxiliary streams; expected streams that all differ, and not the default stream 0"
+            )
+        if self._num_aux_streams == 0:
+            return
+        with self._vendor.router.operation(self._log) as operation:
+            context.set_aux_streams(found[: self._num_aux_streams])
+            if operation.errors:  # it returns nothing
+                raise EngineError(f"{self._title} refused the auxiliary streams {found}", tensorrt_log=operation.lines)
 
     def set_input_shape(self, name: str, shape: Shape) -> None:
         """Source: nvinfer1::IExecutionContext::setInputShape
@@ -136,6 +199,35 @@ class Context:
         else:
             self._allocators[name] = entry
 
+    def set_profiler(self, profiler: LayerProfiler | None) -> None:
+        """Source: nvinfer1::IExecutionContext::setProfiler, setEnqueueEmitsProfile"""
+        context = alive(self._handle, "execution context")
+        with self._vendor.router.operation(self._log) as operation:
+            if profiler is not None:
+                self._profiler = attach(self._vendor, context, profiler)
+            elif self._profiler is not None:
+                detach(context)
+                self._profiler = None
+            if operation.errors:  # it returns nothing
+                raise EngineError(f"{self._title} refused the profiler", tensorrt_log=operation.lines)
+
+    def report_to_profiler(self) -> None:
+        """Source: nvinfer1::IExecutionContext::reportToProfiler"""
+        context = alive(self._handle, "execution context")
+        if self._profiler is None:
+            raise EngineError("this execution context has no profiler; set one with set_profiler before the enqueue")
+        state = self._profiler[0]
+        with self._vendor.router.operation(self._log) as operation:
+            told = context.report_to_profiler()
+            failure, state.failure = state.failure, None
+            if failure is not None:
+                raise failure
+            if not told:
+                raise EngineError(
+                    f"{self._title} told no layer times: enqueue once, not captured, and synchronize the stream before",
+                    tensorrt_log=operation.lines,
+                )
+
     def get_tensor_shape(self, name: str) -> Shape:
         """Source: nvinfer1::IExecutionContext::getTensorShape"""
         context = alive(self._handle, "execution context")
@@ -158,6 +250,11 @@ class Context:
                 "this execution context has no optimization profile, because another context uses it: nothing was "
                 "enqueued; select one with set_profile, or rebuild the plan with profile_sharing"
             )
+        if self._lacks_memory:
+            raise ExecutionError(
+                f"this execution context has no activation memory: nothing was enqueued; give it {self._memory_bytes} "
+                f"bytes with set_device_memory"
+            )
         missing = self._unbound.difference(self._allocators) if self._unbound else ()
         if missing:
             raise ExecutionError(f"no address is set for {', '.join(map(repr, sorted(missing)))}: nothing was enqueued")
@@ -166,7 +263,8 @@ class Context:
             self._raise_allocator_failures()
             if not enqueued:
                 raise ExecutionError(
-                    f"{self._title} refused to enqueue the inference; nothing was enqueued",
+                    f"{self._title} refused to enqueue the inference; nothing was enqueued"
+                    f"{_capture_hint(operation.lines)}",
                     tensorrt_log=operation.lines,
                 )
 
@@ -176,6 +274,8 @@ class Context:
             with self._vendor.router.operation(self._log):
                 self._handle = None
                 self._allocators.clear()
+                self._profiler = None
+                self._kept = None
 
     def _raise_allocator_failures(self) -> None:
         for name, (state, _) in self._allocators.items():
@@ -191,3 +291,13 @@ class Context:
             known = [one.name for one in self._tensors.values() if mode is None or one.mode is mode]
             unknown_tensor(name, known, mode.value if mode is not None else "tensor")
         return tensor
+
+
+def _capture_hint(lines: Sequence[str]) -> str:
+    """What to do where TensorRT's lines say that a stream capture stood in its way."""
+    if not any("captur" in line.lower() for line in lines):
+        return ""
+    return (
+        ": the stream is being captured, and this inference needs calls that a capture does not permit; enqueue it "
+        "once with this shape before, or run it without a CUDA graph"
+    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-from ..._errors import EngineError
-from ..._types import Shape, ShapeRange, TensorInfo, TensorMode
-from .._flavours import NEWER_THAN_LEAN_8, parse_version
+from ..._errors import EngineError, InvalidArgumentError
+from ..._types import LayerPrecision, Shape, ShapeRange, TensorInfo, TensorMode
+from .._flavours import NEWER_THAN_LEAN_8, parse_version, untried_profiler
 from ..protocols import LogSink
 from ._context import Context
-from ._guards import alive, data_type, location
+from ._creation import ContextMaker
+from ._guards import alive, data_type, deprecated_calls, location
+from ._layers import inspected_precisions
+from ._refitter import Refitter
+from ._runtime_cache import RuntimeCache
 from ._vendor import Vendor
 
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
@@ -22,19 +25,32 @@ class Engine:
     Source: nvinfer1::ICudaEngine
     """
 
-    def __init__(self, vendor: Vendor, log: LogSink, handle: Any, *, title: str, lean_version: str | None) -> None:
+    def __init__(
+        self,
+        vendor: Vendor,
+        log: LogSink,
+        handle: Any,
+        *,
+        title: str,
+        lean_version: str | None,
+        runtime_cache: RuntimeCache,
+    ) -> None:
         self._vendor = vendor
         self._log = log
         self._handle: Any = handle
         self._title = title
         self._lean_version = lean_version
-        self._old_lean = lean_version is not None and parse_version(lean_version) < (10,)
+        lean = parse_version(lean_version) if lean_version is not None else None
+        self._old_lean = lean is not None and lean < (10,)
         self._name = str(handle.name or "")
         self._num_layers = int(handle.num_layers)
         self._num_profiles = max(1, int(handle.num_optimization_profiles))
         self._io_tensors = tuple(self._describe(handle.get_tensor_name(i)) for i in range(handle.num_io_tensors))
         self._device_memory = tuple(self._read_device_memory(p) for p in (None, *range(self._num_profiles)))
         self._weights_bytes = self._read_weights_bytes()
+        # Known to 8.6, and answered through its lean library (measured).
+        self._num_aux_streams = int(handle.num_aux_streams) if self._can("num_aux_streams") else 0
+        self._maker = ContextMaker(vendor, log, handle, lean=lean, cache=runtime_cache)
 
     @property
     def name(self) -> str:
@@ -52,6 +68,54 @@ class Engine:
     def num_layers(self) -> int:
         return self._num_layers
 
+    def layer_precisions(self) -> tuple[LayerPrecision, ...]:
+        """Source: nvinfer1::ICudaEngine::createEngineInspector"""
+        engine = alive(self._handle, "engine")
+        formats = self._vendor.members("LayerInformationFormat")
+        # A lean runtime has no inspector, and an old one behind a newer runtime must not be asked.
+        if self._lean_version is not None or "JSON" not in formats or not hasattr(engine, "create_engine_inspector"):
+            return ()
+        with self._vendor.router.operation(self._log):
+            inspector = engine.create_engine_inspector()
+            if inspector is None:
+                return ()
+            return inspected_precisions(str(inspector.get_engine_information(formats["JSON"]) or ""))
+
+    def create_refitter(self) -> Refitter:
+        """Source: nvinfer1::createInferRefitter"""
+        if self._lean_version is not None or not hasattr(self._vendor.module, "Refitter"):
+            raise EngineError(
+                f"{self._vendor.title} has no Refitter here (no lean runtime has one); load it with the full library"
+            )
+        return Refitter(self._vendor, self._log, alive(self._handle, "engine"))
+
+    @property
+    def weight_streaming_bytes(self) -> int:
+        engine = alive(self._handle, "engine")
+        # A lean library of 8.6 behind a newer runtime must not be asked for what came after it.
+        if self._lean_version is not None and parse_version(self._lean_version) < (10,):
+            return 0
+        return int(getattr(engine, "streamable_weights_size", 0))
+
+    def set_weight_streaming_budget(self, nbytes: int) -> None:
+        """Source: nvinfer1::ICudaEngine::setWeightStreamingBudgetV2"""
+        engine = alive(self._handle, "engine")
+        if not self.weight_streaming_bytes:
+            raise EngineError(
+                f"weight_streaming_bytes is {nbytes}, and {self._title} can stream no weights of this plan: build it "
+                "with BuilderOptions(weight_streaming=True), TensorRT 10 or later"
+            )
+        if not hasattr(engine, "weight_streaming_budget_v2"):
+            raise EngineError(f"{self._title} has no weight_streaming_budget_v2; leave weight_streaming_bytes unset")
+        with self._vendor.router.operation(self._log) as operation:
+            engine.weight_streaming_budget_v2 = nbytes
+            if int(engine.weight_streaming_budget_v2) != nbytes:
+                raise EngineError(
+                    f"{self._title} refused a budget of {nbytes} bytes for streamed weights; expected 0 to "
+                    f"{self.weight_streaming_bytes}",
+                    tensorrt_log=operation.lines,
+                )
+
     @property
     def weights_bytes(self) -> int:
         return self._weights_bytes
@@ -64,15 +128,39 @@ class Engine:
             raise EngineError(f"there is no optimization profile {profile}; the engine has {self._num_profiles}")
         return self._device_memory[1 + profile]
 
-    def create_context(self) -> Context:
-        """Source: nvinfer1::ICudaEngine::createExecutionContext"""
+    @property
+    def user_managed_memory(self) -> bool:
+        return self._maker.memory_setter is not None
+
+    @property
+    def num_aux_streams(self) -> int:
+        """Source: nvinfer1::ICudaEngine::getNbAuxStreams"""
+        return self._num_aux_streams
+
+    @property
+    def captures_itself(self) -> bool:
+        """Source: nvinfer1::IRuntimeConfig::setCudaGraphStrategy"""
+        return self._maker.captures_itself
+
+    @property
+    def untried_profiler(self) -> str | None:
+        return untried_profiler(self._title, self._lean_version)
+
+    def create_context(self, *, own_memory: bool = True, cuda_graphs: bool = True) -> Context:
+        """Source: nvinfer1::ICudaEngine::createExecutionContext, createExecutionContextWithoutDeviceMemory"""
         engine = alive(self._handle, "engine")
+        if not own_memory and not self.user_managed_memory:
+            raise InvalidArgumentError(
+                f"contexts of {self._title} allocate their activation memory themselves; create them with "
+                f"own_memory=True"
+            )
         with self._vendor.router.operation(self._log) as operation:
-            handle = engine.create_execution_context()
+            handle, kept = self._maker.make(engine, own_memory=own_memory, cuda_graphs=cuda_graphs)
             if handle is None:
+                needs = f"needs {self.device_memory_bytes(None)} bytes of device memory for each"
                 raise EngineError(
-                    f"{self._title} could not create an execution context for the engine {self._name!r}, which needs "
-                    f"{self.device_memory_bytes(None)} bytes of device memory for each; close others or free memory",
+                    f"{self._title} could not create an execution context for the engine {self._name!r}, which "
+                    f"{needs if own_memory else 'was to get its memory later'}; close others or free memory",
                     tensorrt_log=operation.lines,
                 )
             return Context(
@@ -83,6 +171,10 @@ class Engine:
                 num_profiles=self._num_profiles,
                 title=self._title,
                 lean_version=self._lean_version,
+                num_aux_streams=self._num_aux_streams,
+                memory_bytes=self.device_memory_bytes(None),
+                memory_setter=None if own_memory else self._maker.memory_setter,
+                kept=kept,
             )
 
     def destroy(self) -> None:
@@ -154,9 +246,7 @@ class Engine:
                     return int(getattr(engine, method)(profile))
         if self._can("device_memory_size_v2"):
             return int(engine.device_memory_size_v2)
-        with warnings.catch_warnings():
-            # Deprecated since 10.1, and the one form that a lean library of 8.6 answers.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with deprecated_calls():  # since 10.1, and the one form that a lean library of 8.6 answers
             return int(engine.device_memory_size)
 
     def _read_weights_bytes(self) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import threading
+import warnings
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 from ..._errors import ClosedError, EngineError, InvalidArgumentError, ShapeError
@@ -14,12 +18,25 @@ T = TypeVar("T")
 #: TensorRT's dimensions are 32 bits wide up to 8.6 and 64 since 10; larger ones would be cut off.
 MAX_DIMENSION = 2**31 - 1
 
+_warning_filters = threading.RLock()
+
 
 def alive(handle: T | None, what: str) -> T:
     """The native object, or ClosedError where it has been destroyed."""
     if handle is None:
         raise ClosedError(f"the {what} is destroyed; nothing can be asked of it any more")
     return handle
+
+
+@contextlib.contextmanager
+def deprecated_calls() -> Iterator[None]:
+    """Around a deprecated call that is the only one an older library behind a newer binding answers.
+
+    One thread at a time: two that overlap would leave each other's warning filters behind.
+    """
+    with _warning_filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def created(handle: Any, operation: Operation) -> bool:

@@ -14,23 +14,25 @@ from ..._types import Severity
 from ..protocols import LogSink
 
 _log = logging.getLogger("trtx_py")
+_LEVELS = tuple(Severity)
 
 
 class Operation:
     """One call into TensorRT: lines logged by its thread go to its sink, errors and warnings are kept in ``lines``,
-    and ``errors`` counts the errors.
+    ``errors`` counts the errors, and ``codes`` has their names where an IErrorRecorder tells them.
 
     Lines from TensorRT's own threads cannot be told apart; they are kept if no other operation runs. What a sink or
     another callback raised that must not be swallowed (KeyboardInterrupt) is raised again on exit.
     """
 
-    __slots__ = ("_router", "errors", "failure", "lines", "sink")
+    __slots__ = ("_router", "codes", "errors", "failure", "lines", "sink")
 
     def __init__(self, router: LogRouter, sink: LogSink) -> None:
         self._router = router
         self.sink = sink
         self.lines: list[str] = []
         self.errors = 0
+        self.codes: list[str] = []
         self.failure: BaseException | None = None
 
     def keep(self, severity: Severity, message: str) -> None:
@@ -93,10 +95,18 @@ class LogRouter:
         with self._lock:
             self._operations = tuple(other for other in self._operations if other is not operation)
 
+    def note_code(self, code: str) -> None:
+        """The error whose line comes next has this code. Raises nothing, as ``emit``."""
+        stack, operations = self._running.stack, self._operations
+        if stack:
+            stack[-1].codes.append(code)
+        elif len(operations) == 1:
+            operations[0].codes.append(code)
+
     def emit(self, severity: int, message: str) -> None:
         """Deliver one line. Raises nothing: an exception here would unwind through C++."""
         try:
-            level = Severity(min(max(severity, 0), Severity.VERBOSE))
+            level = _LEVELS[min(max(severity, 0), 4)]
             stack = self._running.stack
             if stack:
                 stack[-1].keep(level, message)

@@ -6,9 +6,12 @@ import os
 from typing import Any
 
 from ..._errors import EngineError, ParserError, ParserIssue
-from ..._types import TensorInfo, TensorLocation, TensorMode
+from ..._types import DataType, LayerPrecision, TensorInfo, TensorLocation, TensorMode
+from ...network import LayerRequest, TensorFacts
 from ..protocols import LogSink
 from ._guards import alive, created, data_type
+from ._layer_calls import LayerCalls
+from ._layers import network_precisions
 from ._vendor import Vendor
 
 #: protobuf cannot hold more in one message
@@ -28,6 +31,7 @@ class Network:
         self._handle: Any = handle
         # The network's weights point into memory that the parser owns.
         self._parser: Any = None
+        self._calls: LayerCalls | None = LayerCalls(vendor, log, handle)
 
     @property
     def native(self) -> Any:
@@ -76,6 +80,26 @@ class Network:
                     tensorrt_log=operation.lines,
                 )
 
+    def add_input(self, facts: TensorFacts) -> None:
+        """Source: nvinfer1::INetworkDefinition::addInput"""
+        alive(self._calls, "network").add_input(facts)
+
+    def add_layer(self, request: LayerRequest) -> tuple[TensorFacts, ...]:
+        """See BackendNetwork."""
+        return alive(self._calls, "network").add_layer(request)
+
+    def mark_output(self, facts: TensorFacts, name: str) -> None:
+        """Source: nvinfer1::INetworkDefinition::markOutput"""
+        alive(self._calls, "network").mark_output(facts, name)
+
+    def unmark_output(self, facts: TensorFacts) -> None:
+        """Source: nvinfer1::INetworkDefinition::unmarkOutput"""
+        alive(self._calls, "network").unmark_output(facts)
+
+    def set_layer_type(self, request: LayerRequest, output: int | None, dtype: DataType) -> None:
+        """See BackendNetwork."""
+        alive(self._calls, "network").set_layer_type(request, output, dtype)
+
     def _check_source(self, model: bytes, directory: str | None) -> None:
         if self._parser is not None:
             raise ParserError("this network has been parsed already; create a new one for each model")
@@ -102,13 +126,20 @@ class Network:
     def num_layers(self) -> int:
         return int(alive(self._handle, "network").num_layers)
 
+    def layer_precisions(self) -> tuple[LayerPrecision, ...]:
+        """See BackendNetwork."""
+        return network_precisions(alive(self._handle, "network"))
+
     def destroy(self) -> None:
         """Idempotent."""
         with self._vendor.router.operation(self._log):
             # The parser refers to the network, the network to the builder.
             self._parser = None
+            weights = None if self._calls is None else self._calls.release()
+            self._calls = None
             self._handle = None
             self._builder = None
+        del weights  # which the network had pointers to
 
 
 def _describe(tensor: Any, mode: TensorMode) -> TensorInfo:

@@ -11,7 +11,7 @@ from ._log_router import Operation
 from ._vendor import Vendor
 
 #: precision word -> the builder flag that asks for it on weakly typed versions
-_PRECISION_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
+_PRECISION_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8", "int4-weights": "INT4"}
 _PRECISIONS = ("fp32", "tf32", *_PRECISION_FLAGS)
 _MAX_OPTIMIZATION_LEVEL = 5
 
@@ -29,9 +29,12 @@ def apply_options(vendor: Vendor, config: Any, network: Any, options: BuildOptio
         _set_optimization_level(vendor, config, options.optimization_level)
     if options.max_aux_streams is not None:
         _set_aux_streams(vendor, config, options.max_aux_streams)
-    for name in options.flags:
+    # TensorRT takes EXCLUDE_LEAN_RUNTIME only after this one.
+    for name in sorted(options.flags, key=lambda name: name != "VERSION_COMPATIBLE"):
         set_builder_flag(vendor, config, name, operation)
     _set_precision(vendor, config, network, options, operation)
+    if options.inspectable:
+        _keep_layer_types(vendor, config)
     _set_compute_capabilities(vendor, config, options.compute_capabilities, operation)
     if options.profile_sharing and vendor.facts.profile_sharing == "preview":
         _share_profiles(vendor, config)
@@ -53,8 +56,8 @@ def set_builder_flag(vendor: Vendor, config: Any, name: str, operation: Operatio
 
 
 def _set_workspace(vendor: Vendor, config: Any, workspace_bytes: int) -> None:
-    if workspace_bytes < 0:
-        raise BuilderError(f"workspace_bytes is {workspace_bytes}; expected a number of bytes, 0 or more")
+    if not 0 <= workspace_bytes < 2**63:
+        raise BuilderError(f"workspace_bytes is {workspace_bytes}; expected a number of bytes from 0 to {2**63 - 1}")
     pool = vendor.module.MemoryPoolType.WORKSPACE
     config.set_memory_pool_limit(pool, workspace_bytes)
     if config.get_memory_pool_limit(pool) != workspace_bytes:
@@ -89,6 +92,17 @@ def _share_profiles(vendor: Vendor, config: Any) -> None:
     config.set_preview_feature(features[names[0]], True)
 
 
+def _keep_layer_types(vendor: Vendor, config: Any) -> None:
+    """Source: nvinfer1::IBuilderConfig::setProfilingVerbosity"""
+    levels = vendor.members("ProfilingVerbosity")
+    if "DETAILED" not in levels or not hasattr(config, "profiling_verbosity"):
+        raise BuilderError(
+            f"{vendor.title} has no ProfilingVerbosity.DETAILED, so what it builds cannot be read back; build without "
+            "require_precision"
+        )
+    config.profiling_verbosity = levels["DETAILED"]
+
+
 def _set_precision(vendor: Vendor, config: Any, network: Any, options: BuildOptions, operation: Operation) -> None:
     word = options.precision
     if word is not None and word not in _PRECISIONS:
@@ -113,10 +127,11 @@ def _set_precision(vendor: Vendor, config: Any, network: Any, options: BuildOpti
         wanted = [flag for flag in ("FP16", "BF16", "INT8", "FP8") if _needs(flag, used)]
     else:
         wanted = [_PRECISION_FLAGS[word]]
-        if word == "int8" and "QUANTIZE" not in used and "DEQUANTIZE" not in used:
+        if word == "int8" and options.calibrator is None and not {"QUANTIZE", "DEQUANTIZE"} & used:
             raise BuilderError(
-                f"{vendor.title} cannot build with precision='int8': the model has no QuantizeLinear or "
-                f"DequantizeLinear nodes to take ranges from; quantize it first, and leave precision unset"
+                f"{vendor.title} cannot build with precision='int8': there are no ranges. The model has no "
+                f"QuantizeLinear or DequantizeLinear nodes to take them from; give calibration=Calibration(data), or "
+                f"quantize the model first and leave precision unset"
             )
     for flag in wanted:
         set_builder_flag(vendor, config, flag, operation)

@@ -11,6 +11,7 @@ from ..protocols import LogSink
 from ._engine import Engine
 from ._guards import alive, created
 from ._lean import lean_library_version
+from ._runtime_cache import RuntimeCache
 from ._vendor import Vendor
 
 #: parts of log lines by which TensorRT says that a plan was made for something else
@@ -30,13 +31,21 @@ class Runtime:
         lean_library: path of the library that really runs the plans, None for the runtime's own.
         allow_host_code: plans may bring code that runs on the CPU.
         device_text: the GPU, for messages.
+        runtime_cache: what an earlier runtime's ``runtime_cache`` gave.
     Raises:
         EngineError: the lean library is missing, damaged, or one that this runtime must not load.
     Source: nvinfer1::IRuntime, IRuntime::loadRuntime, IRuntime::setEngineHostCodeAllowed
     """
 
     def __init__(
-        self, vendor: Vendor, log: LogSink, *, lean_library: str | None, allow_host_code: bool, device_text: str
+        self,
+        vendor: Vendor,
+        log: LogSink,
+        *,
+        lean_library: str | None,
+        allow_host_code: bool,
+        device_text: str,
+        runtime_cache: bytes | None,
     ) -> None:
         self._vendor = vendor
         self._log = log
@@ -65,6 +74,7 @@ class Runtime:
                     )
                 _allow_host_code(vendor, handle, allow_host_code)
         self._handle = handle
+        self._cache = RuntimeCache(vendor, log, runtime_cache)
         vendor.router.open(log)
 
     @property
@@ -102,7 +112,19 @@ class Runtime:
                 ) from error
             if handle is None:
                 raise self._refused(header, tuple(operation.lines))
-            return Engine(self._vendor, self._log, handle, title=self.title, lean_version=self.lean_version)
+            return Engine(
+                self._vendor,
+                self._log,
+                handle,
+                title=self.title,
+                lean_version=self.lean_version,
+                runtime_cache=self._cache,
+            )
+
+    def runtime_cache(self) -> bytes | None:
+        """Source: nvinfer1::IRuntimeCache::serialize"""
+        alive(self._handle, "runtime")
+        return self._cache.serialize()
 
     def _check_fit(self, header: RawPlanHeader, plan: bytes | memoryview) -> None:
         host_code = find_host_code(plan)
@@ -146,6 +168,7 @@ class Runtime:
         if self._handle is None:
             return
         with self._vendor.router.operation(self._log):
+            self._cache.destroy()
             self._handle = None
             self._outer = None
         self._vendor.router.close(self._log)

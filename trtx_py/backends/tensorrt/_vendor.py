@@ -10,13 +10,14 @@ from typing import Any
 from ..._errors import BackendUnavailableError
 from .._flavours import Flavour, VersionFacts, flavour_named, oldest_version, version_facts
 from ._log_router import LogRouter
+from ._recorder import make_recorder
 
 _lock = threading.Lock()
 _loaded: dict[str, Vendor] = {}
 
 
 class Vendor:
-    """A vendor module with its version facts, its log router and the one logger that it will ever get.
+    """A vendor module with its version facts, its log router, and the one logger and error recorder it will ever get.
 
     Attributes:
         module: the imported module, untyped.
@@ -37,8 +38,10 @@ class Vendor:
         self.facts: VersionFacts = facts
         self.router = LogRouter()
         self.logger: Any = _make_logger(module, self.router)
-        # TensorRT keeps a bare pointer to the logger and logs from destructors that run while Python shuts down.
+        self.recorder: Any = make_recorder(module, self.router)
+        # TensorRT keeps bare pointers to both, and logs from destructors that run while Python shuts down.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.logger))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.recorder))
 
     @property
     def title(self) -> str:

@@ -1,0 +1,1 @@
+"""Stands in for trtx_py in the tests of the host."""
