@@ -235,6 +235,7 @@ struct mock_queue {
     unsigned waiters;
     mock_operation *head, *tail;
     uint64_t enqueued, completed;
+    uint64_t reached_ns;   /* when the latest event on it was */
     mock_capture *capture; /* while this stream captures */
     unsigned capture_index;
     mock_past past;         /* of the next operation */
@@ -283,7 +284,7 @@ void mock_queue_close(mock_queue *queue); /* pending work goes on, then the thre
 /* Host, under the lock, which is given up meanwhile: join threads that ended, or with `all` wait for every closing one. */
 void mock_queues_reap(mock_device *device, bool all);
 /* An event's recording is reached. */
-void mock_event_reach(mock_slot *slot, uint64_t number, uint64_t now_ns);
+void mock_event_reach(mock_queue *queue, mock_slot *slot, uint64_t number, uint64_t now_ns);
 /* The application knows that this much of a stream is done. Needs no lock. */
 void mock_observe(mock_slot *place, uint64_t sequence);
 /* The next operation of `queue` comes after it; mock_queue_order_null was called. Under the lock. */

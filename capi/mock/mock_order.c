@@ -257,7 +257,7 @@ static CUresult record(mock_scope *scope, mock_event *event, mock_queue *queue, 
     atomic_store_explicit(&slot->latest, number, memory_order_release);
     if (idle) { /* everything before it is done: no need to wake the stream's thread for it */
         mock_queue_pass(queue);
-        mock_event_reach(slot, number, now_ns ? now_ns : mock_now_ns(scope->mock));
+        mock_event_reach(queue, slot, number, now_ns ? now_ns : mock_now_ns(scope->mock));
     }
     atomic_store_explicit(&slot->position, queue->enqueued, memory_order_relaxed);
     atomic_store_explicit(&slot->place, queue->slot, memory_order_release);

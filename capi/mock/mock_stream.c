@@ -73,8 +73,12 @@ static bool failed(const mock_device *device) {
     return atomic_load_explicit(&device->fault, memory_order_acquire) != CUDA_SUCCESS;
 }
 
-/* Under the lock, since a recording made meanwhile must win. */
-void mock_event_reach(mock_slot *slot, uint64_t number, uint64_t now_ns) {
+/* Under the lock, since a recording made meanwhile must win. A clock of the application's own is read before the lock is
+ * taken: what came before on the stream may have been reached later than that, and an elapsed time is never negative. */
+void mock_event_reach(mock_queue *queue, mock_slot *slot, uint64_t number, uint64_t now_ns) {
+    if (now_ns < queue->reached_ns)
+        now_ns = queue->reached_ns;
+    queue->reached_ns = now_ns;
     if (number == atomic_load_explicit(&slot->latest, memory_order_relaxed))
         atomic_store_explicit(&slot->time_ns, now_ns, memory_order_relaxed);
     if (number > atomic_load_explicit(&slot->done, memory_order_relaxed))
@@ -136,7 +140,7 @@ static void *worker(void *argument) {
             queue->tail = NULL;
         mock_work *work = &operation->work;
         if (work->kind == WORK_EVENT) {
-            mock_event_reach(work->event, work->number, read_clock(mock));
+            mock_event_reach(queue, work->event, work->number, read_clock(mock));
         } else if (work->kind == WORK_WAIT) {
             wait_for_other(queue, work);
             mock_queue_release(work->queue);

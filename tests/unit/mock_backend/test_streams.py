@@ -135,6 +135,40 @@ def test_elapsed_time_rules(rig):
     assert code(start, untimed) == 400
 
 
+def test_elapsed_time_is_never_negative(rig_with):
+    """The host reads a clock of its own for the second event, and before it records it the stream reaches the first."""
+
+    class Clock:
+        def __init__(self):
+            self.ns, self.meanwhile = 1, None
+
+        def now_ns(self):
+            now, meanwhile = self.ns, self.meanwhile
+            self.ns += 1000
+            if meanwhile is not None and threading.current_thread() is threading.main_thread():
+                self.meanwhile = None
+                meanwhile()
+            return now
+
+        def sleep(self, seconds):
+            raise AssertionError("nothing here takes time")
+
+    clock, gate = Clock(), threading.Event()
+    rig = rig_with(clock=clock)
+    start, end = rig.new_event(), rig.new_event()
+    rig.driver.launch(rig.stream, gate.wait, "kernel")
+    rig.driver.cuEventRecord(start, rig.stream)
+
+    def finish():
+        gate.set()
+        rig.driver.cuStreamSynchronize(rig.stream)
+
+    clock.meanwhile = finish
+    rig.driver.cuEventRecord(end, rig.stream)
+    assert clock.meanwhile is None
+    assert rig.driver.cuEventElapsedTime(start, end) == 0.0
+
+
 def test_virtual_clock_only_goes_forward():
     clock = VirtualClock(start_ns=5)
     clock.sleep(3600)
