@@ -101,8 +101,8 @@ TRTXPY_API trtxpy_status trtxpy_init(const trtxpy_init_options *options);
 
 /* TRTXPY_BORROWED while contexts are open. Ends the library's threads, and the interpreter if the library started it: then
  * the library cannot be started again in this process (TRTXPY_CLOSED). At exit this happens by itself, whatever is open: requests
- * that run are awaited, 10 s at most, those that have not begun complete with TRTXPY_CANCELLED. Call it while no other thread calls
- * the library. */
+ * that run are awaited, 10 s at most, also what other threads dispatch; those that have not begun complete with TRTXPY_CANCELLED.
+ * Call it while no other thread calls the library. */
 TRTXPY_API trtxpy_status trtxpy_shutdown(void);
 
 /* How many contexts, graphs, tensors, queues, requests and result sets are open. */
@@ -366,8 +366,8 @@ typedef struct trtxpy_dispatch_options {
 /* Run the graph and wait. Every input and every output of it, by name, in any order. A tensor may be an input more than once and
  * of several requests at once; an output only once, and of nothing else in flight (TRTXPY_BUSY). Tensors of foreign or
  * device memory, types that are converted, and shapes that were not captured work as well; device tensors and shapes that cannot
- * be captured take Python's lock. After TRTXPY_TIMEOUT the tensors stay in use until the GPU is done. options: NULL for
- * defaults. On failure the outputs' content is undefined. */
+ * be captured take Python's lock. After TRTXPY_TIMEOUT the tensors stay in use until the GPU is done. TRTXPY_CLOSED while the
+ * library ends. options: NULL for defaults. On failure the outputs' content is undefined. */
 TRTXPY_API trtxpy_status trtxpy_dispatch(trtxpy_graph graph, const trtxpy_binding *inputs, size_t input_count,
                                          const trtxpy_binding *outputs, size_t output_count,
                                          const trtxpy_dispatch_options *options);

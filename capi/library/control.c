@@ -49,13 +49,17 @@ static void know_thread(const trtxpy_python *py) {
     trtxpy_host_keeps_state(true);
 }
 
+trtxpy_status trtxpy_say_ended(void) {
+    return trtxpy_fail(trtxpy_host_forked() ? TRTXPY_FORKED : TRTXPY_CLOSED, "Python is not there any more: %s",
+                       trtxpy_host_forked() ? "this process was forked from the one that started the library"
+                                            : "it has ended, and the library with it");
+}
+
 bool trtxpy_scope_begin(trtxpy_scope *scope) {
     memset(scope, 0, sizeof *scope);
     const trtxpy_python *py = trtxpy_host_python();
     if (!py) {
-        trtxpy_fail(trtxpy_host_forked() ? TRTXPY_FORKED : TRTXPY_CLOSED, "Python is not there any more: %s",
-                    trtxpy_host_forked() ? "this process was forked from the one that started the library"
-                                         : "it has ended, and the library with it");
+        trtxpy_say_ended();
         return false;
     }
     know_thread(py);

@@ -110,6 +110,7 @@ typedef struct trtxpy_scope {
 /* End what the first trtxpy_scope_begin of this thread began; not within a scope. */
 void trtxpy_forget_thread(void);
 bool trtxpy_scope_begin(trtxpy_scope *scope);
+trtxpy_status trtxpy_say_ended(void); /* there is no Python any more: why */
 void trtxpy_scope_end(trtxpy_scope *scope);
 /* Call `function` with the arguments of a format, as it says: returns TRTXPY_OK and the tuple (a new reference), or the error.
  * s string or None, y bytes (pointer, size_t; NULL: None), i int64_t, u uint64_t, p address, b bool, O object (borrowed),
@@ -340,8 +341,8 @@ bool trtxpy_job_cancel(trtxpy_job *job);
 trtxpy_status trtxpy_threads_start(void); /* once */
 /* Joins them. What runs is awaited, for a while; what has not begun completes with TRTXPY_CANCELLED. */
 void trtxpy_threads_stop(void);
-bool trtxpy_requests_enter(void); /* one more is on its way; false: none may, the threads end */
-void trtxpy_requests_leave(void); /* and its completion was delivered, or there is none */
+trtxpy_status trtxpy_requests_enter(void); /* one more is on its way; TRTXPY_CLOSED: none may, the threads end */
+void trtxpy_requests_leave(void);          /* and its completion was delivered, or there is none */
 trtx_hub *trtxpy_completer_hub(void);
 void trtxpy_completer_post(trtxpy_job *job); /* finished, in whatever way */
 void trtxpy_completer_look(void);            /* a job waits for a slot: look now and then */

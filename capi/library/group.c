@@ -28,7 +28,8 @@ void trtxpy_group_slot(const trtxpy_group *group, size_t *lane, size_t *slot) {
 void trtxpy_group_leave(trtxpy_group *group) {
     if (atomic_fetch_sub(&group->members, 1) != 1) return;
     trtxpy_graph_object *graph = group->graph;
-    trtxpy_lanes()->release(group->entry->lanes[group->lane].lane, group->slot);
+    /* Else Python took the lane along: a program may destroy what it has behind the library's end. */
+    if (trtxpy_host_python()) trtxpy_lanes()->release(group->entry->lanes[group->lane].lane, group->slot);
     pthread_mutex_lock(&graph->mutex);
     graph->grouped--;
     pthread_mutex_unlock(&graph->mutex);
@@ -122,8 +123,12 @@ trtxpy_status trtxpy_graph_create_tensors(trtxpy_graph handle, const trtxpy_name
     if (status != TRTXPY_OK) return status;
     if ((input_count && !inputs) || (output_count && !outputs))
         return trtxpy_fail(TRTXPY_INVALID_ARGUMENT, "%s is NULL; expected where to write the handles", input_count && !inputs ? "inputs" : "outputs");
+    if ((status = trtxpy_requests_enter()) != TRTXPY_OK) return status; /* behind the end there are no slots */
     trtxpy_graph_object *graph = trtxpy_handle_acquire(handle, TRTXPY_KIND_GRAPH, "graph");
-    if (!graph) return TRTXPY_INVALID_HANDLE;
+    if (!graph) {
+        trtxpy_requests_leave();
+        return TRTXPY_INVALID_HANDLE;
+    }
     trtxpy_shape *wanted = calloc(graph->input_count ? graph->input_count : 1, sizeof *wanted);
     trtxpy_entry *entry = NULL;
     if (!wanted)
@@ -140,5 +145,6 @@ trtxpy_status trtxpy_graph_create_tensors(trtxpy_graph handle, const trtxpy_name
     if (entry) trtxpy_entry_release(graph, entry);
     free(wanted);
     trtxpy_handle_release(&graph->head);
+    trtxpy_requests_leave();
     return status;
 }

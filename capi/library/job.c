@@ -371,13 +371,18 @@ static trtxpy_status dispatch(trtxpy_graph_object *graph, const trtxpy_binding *
     trtxpy_job job;
     memset(&job, 0, offsetof(trtxpy_job, mutex));
     job.resize = options->resize_outputs != 0;
-    trtxpy_status status = trtxpy_job_bind(&job, graph, inputs, input_count, outputs, output_count);
+    /* A process that ends waits for this thread, too: the graph and the slot's memory go with Python. */
+    trtxpy_status status = trtxpy_requests_enter();
     if (status != TRTXPY_OK) return status;
-    atomic_fetch_add_explicit(&graph->counts.submitted, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&graph->counts.in_flight, 1, memory_order_relaxed);
-    status = trtxpy_job_run(&job);
-    trtxpy_job_unbind(&job);
-    trtxpy_graph_count_end(graph, status);
+    status = trtxpy_job_bind(&job, graph, inputs, input_count, outputs, output_count);
+    if (status == TRTXPY_OK) {
+        atomic_fetch_add_explicit(&graph->counts.submitted, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&graph->counts.in_flight, 1, memory_order_relaxed);
+        status = trtxpy_job_run(&job);
+        trtxpy_job_unbind(&job);
+        trtxpy_graph_count_end(graph, status);
+    }
+    trtxpy_requests_leave();
     return status;
 }
 

@@ -80,13 +80,14 @@ static void start(trtxpy_job *job) {
 trtxpy_status trtxpy_submit_job(trtxpy_graph_object *graph, const trtxpy_binding *inputs, size_t input_count,
                                 const trtxpy_binding *outputs, size_t output_count, const trtxpy_submit_options *options,
                                 trtxpy_job **made) {
-    if (!trtxpy_requests_enter()) return trtxpy_fail(TRTXPY_CLOSED, "the library ends, and takes no more requests");
+    trtxpy_status status = trtxpy_requests_enter();
+    if (status != TRTXPY_OK) return status;
     trtxpy_job *job = new_job(options);
     if (!job) {
         trtxpy_requests_leave();
         return TRTXPY_OUT_OF_MEMORY;
     }
-    trtxpy_status status = trtxpy_job_bind(job, graph, inputs, input_count, outputs, output_count);
+    status = trtxpy_job_bind(job, graph, inputs, input_count, outputs, output_count);
     if (status == TRTXPY_OK && options->queue) {
         job->queue = trtxpy_handle_acquire(options->queue, TRTXPY_KIND_QUEUE, "options.queue");
         status = job->queue ? trtxpy_queue_reserve(job->queue) : TRTXPY_INVALID_HANDLE;

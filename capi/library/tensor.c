@@ -39,6 +39,7 @@ static trtxpy_status busy(const char *what) {
 trtxpy_status trtxpy_copy(trtxpy_context_object *context, void *to, bool to_device, const void *from, bool from_device,
                           size_t bytes) {
     if (bytes == 0) return TRTXPY_OK;
+    if (!trtxpy_host_python()) return trtxpy_say_ended(); /* pinned memory went with it, too */
     if (!to_device && !from_device) {
         memcpy(to, from, bytes);
         return TRTXPY_OK;

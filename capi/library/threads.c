@@ -40,15 +40,15 @@ static struct {
 } graphs = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static atomic_bool ending;
-static atomic_size_t requests; /* submitted, their completions not delivered */
+static atomic_size_t requests; /* submitted, their completions not delivered; and calls that run one themselves */
 
 /* ---- the end ---- */
 
-bool trtxpy_requests_enter(void) {
+trtxpy_status trtxpy_requests_enter(void) {
     atomic_fetch_add(&requests, 1); /* first: whoever ends the threads says so, and counts then */
-    if (!atomic_load(&ending)) return true;
+    if (!atomic_load(&ending)) return TRTXPY_OK;
     trtxpy_requests_leave();
-    return false;
+    return trtxpy_fail(TRTXPY_CLOSED, "the library ends, and takes no more requests");
 }
 
 void trtxpy_requests_leave(void) {

@@ -64,6 +64,68 @@ static void submit_many(bool captured) {
     write_one('e');
 }
 
+/* A thread that dispatches until it is refused. It is joined behind the library's end: whoever registered first is called last. */
+static pthread_t dispatcher;
+static doubling dispatched;
+
+static void join_dispatcher(void) {
+    pthread_join(dispatcher, NULL);
+}
+
+static void *dispatch_on(void *unused) {
+    (void)unused;
+    trtxpy_status status;
+    do {
+        status = trtxpy_dispatch(dispatched.graph, &dispatched.in, 1, &dispatched.out, 1, NULL);
+        write_one(status == TRTXPY_OK ? 'o' : status == TRTXPY_CLOSED ? 'c' : '?');
+    } while (status == TRTXPY_OK);
+    return NULL;
+}
+
+static void exit_beside_a_dispatch(trtxpy_location location) {
+    doubling *d = &dispatched;
+    atexit(join_dispatcher);
+    *d = (doubling){.context = open_context("mock:duration_s=0.3")};
+    d->graph = open_model(d->context, "double.onnx");
+    d->in = (trtxpy_binding){"x", make_tensor_at(d->context, TRTXPY_FLOAT32, shape_of(2, 1, 4), location)};
+    d->out = (trtxpy_binding){"y", make_tensor_at(d->context, TRTXPY_FLOAT32, shape_of(2, 1, 4), location)};
+    GOOD(trtxpy_dispatch(d->graph, &d->in, 1, &d->out, 1, NULL)); /* what is captured, is */
+    pthread_create(&dispatcher, NULL, dispatch_on, NULL);
+    trtxpy_graph_statistics statistics = TRTXPY_GRAPH_STATISTICS_INIT;
+    while (statistics.captured + statistics.uncaptured < 2) GOOD(trtxpy_graph_get_statistics(d->graph, &statistics));
+}
+
+/* What destructors of static objects do: they come behind the library's end, to what was open then. */
+static trtxpy_tensor late_tensors[2];
+
+static void use_late(void) {
+    doubling *d = &dispatched;
+    CHECK_EQ(trtxpy_dispatch(d->graph, &d->in, 1, &d->out, 1, NULL), TRTXPY_CLOSED);
+    CHECK_EQ(trtxpy_submit(d->graph, &d->in, 1, &d->out, 1, NULL, NULL), TRTXPY_CLOSED);
+    float values[8] = {0};
+    CHECK_EQ(trtxpy_tensor_write(d->x, values, sizeof values), TRTXPY_CLOSED);
+    CHECK_EQ(trtxpy_tensor_read(d->y, values, sizeof values), TRTXPY_CLOSED);
+    trtxpy_named_shape shape = {"x", shape_of(2, 2, 4)};
+    trtxpy_tensor x, y;
+    CHECK_EQ(trtxpy_graph_create_tensors(d->graph, &shape, 1, &x, 1, &y, 1), TRTXPY_CLOSED);
+    GOOD(trtxpy_tensor_destroy(late_tensors[0]));
+    GOOD(trtxpy_tensor_destroy(late_tensors[1])); /* the slot goes back to a lane that is no more */
+    GOOD(trtxpy_tensor_destroy(d->x));
+    GOOD(trtxpy_tensor_destroy(d->y));
+    CHECK_EQ(trtxpy_graph_destroy(d->graph), TRTXPY_CLOSED); /* it is gone all the same */
+    CHECK_EQ(trtxpy_context_destroy(d->context), TRTXPY_CLOSED);
+    CHECK_EQ(live_objects(), 0);
+    write_one(failed_checks ? '?' : 'o');
+}
+
+static void exit_with_all_open(void) {
+    atexit(use_late);
+    doubling_open(&dispatched, "mock", 2);
+    GOOD(trtxpy_dispatch(dispatched.graph, &dispatched.in, 1, &dispatched.out, 1, NULL));
+    trtxpy_named_shape shape = {"x", shape_of(2, 2, 4)};
+    GOOD(trtxpy_graph_create_tensors(dispatched.graph, &shape, 1, &late_tensors[0], 1, &late_tensors[1], 1));
+}
+
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 static void submit_unwatched(void) {
     doubling d;
@@ -95,6 +157,9 @@ static void submit_unwatched(void) {
 static int be(const char *what) {
     if (strcmp(what, "backlog") == 0) submit_many(false);
     else if (strcmp(what, "row") == 0) submit_many(true);
+    else if (strcmp(what, "dispatch") == 0) exit_beside_a_dispatch(TRTXPY_HOST);
+    else if (strcmp(what, "late") == 0) exit_with_all_open();
+    else if (strcmp(what, "device") == 0) exit_beside_a_dispatch(TRTXPY_DEVICE);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
     else if (strcmp(what, "unwatched") == 0) submit_unwatched();
 #endif
@@ -161,6 +226,23 @@ static void an_exit_does_not_wait_for_what_waits_for_a_slot(void) {
     check_exit("row", 6);
 }
 
+/* Graphs, and the memory that they and the waiting thread use, would go under them otherwise. */
+static void an_exit_waits_for_what_another_thread_dispatched(void) {
+    const char *const places[] = {"dispatch", "device"};
+    for (int i = 0; i < 2; i++) {
+        outcome found = run_process(places[i]);
+        CHECK(found.good >= 1);
+        CHECK_EQ(found.cancelled, 1); /* the next one is refused */
+        CHECK_EQ(found.other, 0);
+    }
+}
+
+static void what_comes_behind_the_end_touches_nothing_of_python(void) {
+    outcome found = run_process("late");
+    CHECK_EQ(found.good, 1);
+    CHECK_EQ(found.other, 0);
+}
+
 static void without_a_watcher_requests_complete_all_the_same(void) {
     if (SANITIZED) return;
     outcome found = run_process("unwatched");
@@ -172,6 +254,8 @@ int main(int count, char **arguments) {
     if (count > 1) return be(arguments[1]);
     RUN(an_exit_does_not_wait_for_what_has_not_begun);
     RUN(an_exit_does_not_wait_for_what_waits_for_a_slot);
+    RUN(an_exit_waits_for_what_another_thread_dispatched);
+    RUN(what_comes_behind_the_end_touches_nothing_of_python);
     RUN(without_a_watcher_requests_complete_all_the_same);
     return report();
 }

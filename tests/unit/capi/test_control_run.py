@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from mock_backend import fail, slow
+from mock_backend import MockBackend, fail, slow
 from tests.unit.capi.kit import FLOAT16, FLOAT32, INT32, INT64, context, control, graph, ok, options, read
 from tests.unit.capi.test_control_graphs import PAIR, external_model
 from tests.unit.serving import (
     NONZERO,
     PATIENCE_S,
+    GateClock,
     affine_model,
     identity_model,
     make_model,
@@ -25,6 +28,7 @@ from tests.unit.serving import (
     pair_model,
 )
 from trtx_py.backends.registry import resolve_backend
+from trtx_py.capi import _context
 from trtx_py.capi._cache import ModelCache
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_open")
@@ -232,6 +236,65 @@ def test_a_model_in_use_is_not_closed(mock: Any) -> None:
             thread.join()
         assert wrong == []
         assert ok(control.context_statistics(owner))[6] == 1
+
+
+@contextlib.contextmanager
+def interrupted(clock: GateClock) -> Iterator[None]:
+    """This thread gets a KeyboardInterrupt, once, when a kernel is held. A signal alone may come just before a wait."""
+    told = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        if not told.is_set():
+            told.set()
+            raise KeyboardInterrupt
+
+    def send() -> None:
+        clock.wait_reached_sync()
+        while not told.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            told.wait(0.01)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("end", ["evicted", "context destroyed"])
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_model_goes_when_the_gpu_is_done_with_an_interrupted_call(
+    captured: bool, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = GateClock()
+    backend = MockBackend(clock=clock)
+    monkeypatch.setattr(_context, "named_mock", lambda _: backend)  # by no name could it have this clock
+    row, other = array("x", FLOAT32, X), identity_model(TensorProto.FLOAT, (3,))
+
+    with context(cached=1) as owner:
+        outputs(call(owner, affine_model(), row, no_cuda_graphs=not captured))
+        (entry,) = owner._cache._entries.values()
+        deadline = time.monotonic() + PATIENCE_S
+        while captured and not entry.graph.engine.statistics().graphs.captured:  # recurs, and is recorded beside it
+            assert time.monotonic() < deadline
+            outputs(call(owner, affine_model(), row, no_cuda_graphs=False))
+        backend.inject(slow(seconds=1, count=1))
+        with interrupted(clock):
+            assert call(owner, affine_model(), row, no_cuda_graphs=not captured)[0] == 18
+        if end == "evicted":
+            ending = threading.Thread(target=lambda: call(owner, other, array("x", FLOAT32, np.ones(3, np.float32))))
+        else:
+            ending = threading.Thread(target=lambda: control.destroy_context(owner))
+        ending.start()
+        ending.join(0.2)  # who does not wait is done with it
+        clock.open()
+        ending.join(PATIENCE_S)
+        assert entry.graph.engine.closed
+    backend.assert_clean()
+    backend.close()
 
 
 def test_results_are_the_callers(tmp_path: Path) -> None:
