@@ -260,9 +260,13 @@ class GraphCache:
                 place.release()
 
     def _extend(self, shape: CapturedShape, places: int) -> None:
-        """More slots for a captured shape, if it has fewer than ``places``."""
-        if shape.places < self._bounded(places):
-            self._have(shape, self._bounded(places))
+        """More slots for a captured shape, if it has fewer than ``places``. Raises as ``capture``."""
+        wanted = self._bounded(places)
+        if shape.within is not None:
+            wanted = min(wanted, shape.within.places)
+        if shape.places < wanted:
+            with self._alone_in(shape.within):
+                self._have(shape, wanted)
 
     def _have(self, shape: CapturedShape, places: int) -> None:
         """So many slots. What they are proven against stays until there cannot be more of them."""

@@ -73,3 +73,31 @@ async def test_slots_that_could_not_be_added_are_nobodys(mock_backend: MockBacke
         await capture(engine, 9)
         assert slots_of(engine) == 9
         await infer(engine, 3)
+
+
+async def test_slots_within_larger_ones_are_not_added_while_these_are_in_use(
+    mock_backend: MockBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share their memory, which recording writes into; and there are no more of them than of the larger ones."""
+    monkeypatch.setattr("trtx_py._graphs._SLOTS_S", 0.0)
+    small = ShapeKey((("x", (4, 4)),))
+    async with serving(mock_backend, large_plan()) as engine:
+        front = engine._front
+        await capture(engine, 5)
+        await front.capture_for_batches(small, within=KEY, places=5)
+        await capture(engine, 8)
+        large, little = *front.borrow(KEY), *front.borrow(small)
+        held = [place for place in (large.acquire() for _ in range(8)) if place is not None]
+        for place in held:
+            place.inputs[0][...] = 7
+        with pytest.raises(trtx.BorrowedError, match="slots"):
+            await front.capture_for_batches(small, within=KEY, places=8)
+        assert len(held) == 8
+        assert all((place.inputs[0] == 7).all() for place in held)
+        for place in held:
+            place.release()
+        await front.capture_for_batches(small, within=KEY, places=8)
+        await front.capture_for_batches(small, within=None, places=12)
+        assert large.places == little.places == 8
+        return_bucket(large)
+        return_bucket(little)
