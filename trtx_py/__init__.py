@@ -44,6 +44,7 @@ from ._errors import (
     VersionMismatchError,
 )
 from ._graphs import GraphStatistics
+from ._live import LiveObject, live_objects
 from ._logger import Logger
 from ._network import Network
 from ._open import open_engine
@@ -51,7 +52,6 @@ from ._options import EngineOptions
 from ._plan import Plan, PlanHeader
 from ._refitter import Refitter
 from ._request import InferenceResult
-from ._resource import LiveObject, live_objects
 from ._runtime import Runtime
 from ._slot import Slot
 from ._types import (

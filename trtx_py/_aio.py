@@ -61,16 +61,40 @@ class _Outcome(Generic[T]):
         return self._value  # type: ignore[return-value]  # done without error: what the function returned
 
 
-async def run_shielded(function: Callable[[], T], on_cancel: Callable[[], object] | None = None) -> T:
+async def run_shielded(
+    function: Callable[[], T],
+    on_cancel: Callable[[], object] | None = None,
+    on_end: Callable[[], object] = bool,
+) -> T:
     """Run a blocking function on its own thread and wait until it has ended, whatever happens to the caller.
+
+    Args:
+        on_end: called once the function has ended, on its thread, or could not be started: lets go of what it works on.
+            A coroutine that is dropped (its loop was closed) cannot wait for it, and must not let go of it either.
 
     Cancellation: ``on_cancel`` is called (once) so that the function can end early; the wait goes on until it has, and
     only then is the cancellation delivered. Native code never outlives the memory that it works on.
     """
-    event = anyio.Event()
-    post = loop_poster()
-    outcome = _Outcome(with_origin(function), lambda: post(event.set))
-    threading.Thread(target=outcome.run, name="trtx_py-worker", daemon=True).start()
+
+    def run() -> T:
+        try:
+            return function()
+        finally:
+            on_end()
+
+    try:
+        event = anyio.Event()
+        post = loop_poster()
+        outcome = _Outcome(with_origin(run), lambda: post(event.set))
+        thread = threading.Thread(target=outcome.run, name="trtx_py-worker", daemon=True)
+    except BaseException:
+        on_end()
+        raise
+    try:
+        thread.start()
+    except RuntimeError:  # there is no room for one; after anything else, such as Ctrl-C, it may be running
+        on_end()
+        raise
     try:
         await event.wait()
     except anyio.get_cancelled_exc_class():

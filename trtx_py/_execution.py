@@ -451,7 +451,7 @@ class Execution:
             self.give_up_profiles()
 
     def release(self) -> None:
-        """Give everything back, whatever part of it fails. Nothing may be running."""
+        """Give everything back, whatever part of it fails. Nothing is wanted any more; what runs is waited for."""
         driver, events = self._driver, (self._start, self._end)
         self._start = self._end = 0
         releases = Releases(self._access)
@@ -467,7 +467,8 @@ class Execution:
             releases.add(staging.free_device)
         if self._graphs is not None:
             releases.add(self._graphs.release)
-        releases.add(self.drop_context)  # steps run last to first
+        releases.add(self.drop_context)
+        releases.add(self._site.rest)  # steps run last to first
         releases()
 
 

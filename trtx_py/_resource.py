@@ -25,7 +25,6 @@ import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -55,6 +54,7 @@ class _Process:
         self.reaper: threading.Thread | None = None
         self.buried = 0
         self.roots: dict[int, Handle] = {}
+        self.ending = False
 
     def reset_in_child(self) -> None:
         # The parent's objects must never be destroyed here: their destructors would call a driver that does not work
@@ -67,6 +67,7 @@ class _Process:
         self.graveyard = queue.SimpleQueue()
         self.reaper = None
         self.roots = {}
+        self.ending = False
 
 
 _process = _Process()
@@ -349,6 +350,7 @@ def _reap_now() -> None:
 @atexit.register
 def _release_everything() -> None:
     """At exit, before the interpreter takes modules apart: the destructors of TensorRT still find a working driver."""
+    _process.ending = True
     _reap_now()
     pending = list(reversed(list(_process.roots.values())))
     while pending:
@@ -366,6 +368,12 @@ def _release_everything() -> None:
                 _wait_closed(root)  # another thread is at it: the interpreter must not go away under its feet
         except Exception:
             _log.exception("releasing %s at exit failed", root)
+    _process.ending = False
+
+
+def process_ends() -> bool:
+    """Everything is being released: whatever is to act in an event loop that does not run now never will."""
+    return _process.ending
 
 
 os.register_at_fork(after_in_child=_process.reset_in_child)
@@ -541,60 +549,3 @@ def _second_failure(handle: Handle, first: BaseException, second: Exception) -> 
     if add_note is not None:
         add_note(text)
     _log.warning("%s", text)
-
-
-@dataclass(frozen=True)
-class LiveObject:
-    """One open object, as ``live_objects()`` lists it.
-
-    Attributes:
-        kind: class name.
-        label: class name, number and name where there is one.
-        owner: label of the object that owns it, None for a root.
-        depth: 0 for roots.
-        made_at: file, line and function of the caller that made it.
-        host_bytes, device_bytes: memory that it holds itself, without its children.
-        state: "opening", "open" or "closing".
-        internal: made by its owner for itself, not by the caller.
-    """
-
-    kind: str
-    label: str
-    owner: str | None
-    depth: int
-    made_at: str
-    host_bytes: int
-    device_bytes: int
-    state: str
-    internal: bool
-
-    def __str__(self) -> str:
-        memory = "".join(
-            f", {n:,} bytes {where}" for n, where in ((self.host_bytes, "host"), (self.device_bytes, "device")) if n
-        )
-        return f"{'  ' * self.depth}{self.label} [{self.state}] made at {self.made_at}{memory}"
-
-
-def live_objects() -> list[LiveObject]:
-    """Everything of this process that is open, owners before what they own; empty when nothing is.
-
-    Objects that were garbage collected without being closed are released first.
-    """
-    _reap_now()
-    found: list[LiveObject] = []
-
-    def visit(handle: Handle, depth: int) -> None:
-        owner = None if handle.parent is None else str(handle.parent)
-        found.append(
-            LiveObject(
-                handle.kind, str(handle), owner, depth, handle.made_at,
-                handle.host_bytes, handle.device_bytes, handle.state.value, handle.internal,
-            )
-        )  # fmt: skip
-        for child in list(handle.children.values()):
-            visit(child, depth + 1)
-
-    with _process.lock:
-        for root in list(_process.roots.values()):
-            visit(root, 0)
-    return found

@@ -115,16 +115,22 @@ class Slot(Resource):
         if at_once or not copy_outputs:
             return result
         # No turn of the loop lies between the result and here: nobody else can have the slot in the meantime.
-        with self._reading():
-            if self._output_bytes <= _IN_TURNS_BYTES:
+        if self._output_bytes <= _IN_TURNS_BYTES:
+            with self._reading():
                 return await _copied_in_turns(result)
-            return await run_shielded(lambda: {name: view.copy() for name, view in result.items()})
+        self._begin_reading()
+        return await run_shielded(
+            lambda: {name: view.copy() for name, view in result.items()}, on_end=self._copying.release
+        )
+
+    def _begin_reading(self) -> None:
+        """The outputs are being copied: no other inference, and no end of the slot, until ``_copying`` is released."""
+        if not self._copying.acquire(blocking=False):
+            raise self._busy()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """The outputs are being copied: no other inference, and no end of the slot, until that is done."""
-        if not self._copying.acquire(blocking=False):
-            raise self._busy()
+        self._begin_reading()
         try:
             yield
         finally:

@@ -27,6 +27,7 @@ from tests.unit.batching import (
     wide_plan,
 )
 from tests.unit.serving import GateClock, affine, affine_plan, rows
+from trtx_py import _native
 from trtx_py.serving import _many
 
 KINDS = [pytest.param("asyncio", id="asyncio"), pytest.param("trio", id="trio")]
@@ -100,11 +101,11 @@ class Threads:
         self._start = batcher._native._crew.start
         monkeypatch.setattr(batcher._native._crew, "start", self.start)
 
-    def start(self, call: Callable[[], object]) -> Any:
+    def start(self, call: Callable[[], object], job: _native.ManyRows) -> Any:
         if self.started == self._none_from:
             raise RuntimeError("can't start new thread")
         self.started += 1
-        return self._start(call)
+        return self._start(call, job)
 
 
 def large_rows(count: int, seed: int = 1) -> Any:

@@ -319,8 +319,7 @@ class DeviceArray(Resource):
 
         Cancellation: delivered once the copy has ended, because its memory is in use until then.
         """
-        with self._lend("a copy"):
-            return await run_shielded(self._copied)
+        return await run_shielded(self._copied, on_end=self._lend("a copy").end)
 
     def _copied(self) -> Array:
         host = np.empty(self._shape, self._dtype)

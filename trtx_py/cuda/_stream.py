@@ -116,8 +116,7 @@ class Stream(Resource):
 
         Cancellation: delivered once the stream has finished, because the stream cannot be left while it is in use.
         """
-        with self._handle.lend("wait_idle()"):
-            await run_shielded(self._synchronize)
+        await run_shielded(self._synchronize, on_end=self._handle.lend("wait_idle()").end)
 
     def _synchronize(self) -> None:
         with self._device._access.current:

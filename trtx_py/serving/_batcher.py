@@ -15,7 +15,7 @@ from .._errors import ClosedError, InvalidArgumentError, ShapeError, TrtxError
 from .._graphs import ReroutedError
 from .._inputs import Arrays
 from .._loops import current_hub, finish
-from .._resource import Handle, Resource
+from .._resource import Handle, Resource, process_ends
 from ._copier import Copier
 from ._groups import GraphPools, Groups
 from ._jobs import Job, Parts
@@ -484,9 +484,9 @@ class _Door:
 
     @property
     def deserted(self) -> bool:
-        """The loop has ended, or nothing refers to it any more: it brings nothing to an end."""
+        """The loop brings nothing to an end: it is over, nothing refers to it any more, or it stands while all ends."""
         loop = self.loop() if self.loop is not None else None
-        return self.loop is not None and (loop is None or loop.over)
+        return self.loop is not None and (loop is None or loop.over or (process_ends() and loop.stands))
 
     def clear(self) -> None:
         """Have the loop give up callers that fill rows."""
@@ -520,14 +520,12 @@ def _hook(
                 door.clear()  # they may be waiting for this very end
                 patience = now + _HOLDERS_S
             time.sleep(_DRAIN_POLL_S)
-        pools.settle()
-
-    def release() -> None:
+        # Here, and not in the release: lanes may be released before the batcher is, with the memory these work on.
         copier.close()
         crew.close()
-        pools.close()
+        pools.settle()
 
-    handle.stop, handle.busy, handle.drain, handle.release = door.shut, busy, drain, release
+    handle.stop, handle.busy, handle.drain, handle.release = door.shut, busy, drain, pools.close
 
 
 def _lost(counts: Counts) -> Counts:

@@ -48,10 +48,13 @@ class Copier:
         return len(pieces)
 
     def close(self) -> None:
-        """The threads end once they have nothing to do. Idempotent."""
+        """Wait until nothing is copied any more, also of requests that nobody waits for; then threads end. Idempotent.
+
+        The memory goes after this.
+        """
         threads, self._threads = self._threads, None
         if threads is not None:
-            threads.shutdown(wait=False)
+            threads.shutdown()
 
 
 def _pieces(rows: int, nbytes: int) -> Iterator[tuple[int, int]]:

@@ -31,12 +31,16 @@ class Loop(Protocol):
     Attributes:
         native: the loop, or trio's token: what tells one loop from another.
         over: it has ended: nothing that it was to do will be done. For any thread.
+        stands: it is over, or does not run at this moment, and may be run again. For any thread.
     """
 
     native: object
 
     @property
     def over(self) -> bool: ...
+
+    @property
+    def stands(self) -> bool: ...
 
     def now(self) -> float: ...
     def soon(self, function: Callable[[], object], /) -> object: ...
@@ -61,6 +65,10 @@ class AsyncioLoop:
     @property
     def over(self) -> bool:
         return self._loop.is_closed()
+
+    @property
+    def stands(self) -> bool:
+        return not self._loop.is_running()
 
     def soon_threadsafe(self, function: Callable[[], object]) -> None:
         if not self._loop.is_closed():
@@ -117,6 +125,10 @@ class TrioLoop:
         except self._trio.RunFinishedError:
             return True
         return False
+
+    @property
+    def stands(self) -> bool:
+        return self.over  # it cannot be interrupted
 
     def soon_threadsafe(self, function: Callable[[], object]) -> None:
         try:

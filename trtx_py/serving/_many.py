@@ -52,22 +52,31 @@ _SPIN_NS = ((1_000_000_000, 200_000, 0), (50_000, 20_000, 0))
 
 
 class Crew:
-    """Threads for native work, started when there is some. Refers to nobody."""
+    """Threads for native work, started when there is some. Refers to nobody but that work."""
 
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
+        self._jobs: dict[Future[object], _native.ManyRows] = {}
 
-    def start(self, call: Callable[[], object]) -> Future[object]:
-        """Run this in a thread."""
+    def start(self, call: Callable[[], object], job: _native.ManyRows) -> Future[object]:
+        """Run this in a thread, for this job."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AT_ONCE * _MOST_THREADS, thread_name_prefix="trtx_py-many")
-        return self._threads.submit(call)
+        future = self._threads.submit(call)
+        self._jobs[future] = job
+        future.add_done_callback(lambda done: self._jobs.pop(done, None))
+        return future
 
     def close(self) -> None:
-        """The threads end once they have nothing to do. Idempotent."""
+        """Wait until the threads have ended. What is at work, because its loop ended, launches no more. Idempotent.
+
+        Graphs and memory go after this.
+        """
         threads, self._threads = self._threads, None
+        for job in list(self._jobs.values()):
+            job.tell(True)
         if threads is not None:
-            threads.shutdown(wait=False)
+            threads.shutdown()
 
 
 class ManyRequest:
@@ -348,9 +357,9 @@ class NativeWay:
         spin_ns = _SPIN_NS[large][self._wake_mode]
         threads = self._threads(nbytes, large=large, alone=alone)
         try:
-            run.thread = self._crew.start(functools.partial(self._work, request, run, places, spin_ns, until_ns))
+            run.thread = self._crew.start(functools.partial(self._work, request, run, places, spin_ns, until_ns), job)
             for _ in range(1, threads):
-                self._crew.start(functools.partial(job.help, spin_ns))
+                self._crew.start(functools.partial(job.help, spin_ns), job)
         except RuntimeError as error:  # no more threads: it goes without help, but not without a thread that launches
             if run.thread is None:
                 self._failed(run, error)
