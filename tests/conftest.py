@@ -34,7 +34,15 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # How long an example takes says more about the machine than about the code. Loaded before any test is imported: on
     # top of it is what tests set themselves.
-    settings.register_profile("untimed", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # The same examples each time, so that what a change broke is told from what luck found; scripts/test-long asks for
+    # many more, and those are new ones.
+    settings.register_profile(
+        "untimed",
+        parent=settings(),
+        deadline=None,
+        derandomize="TRTX_PROPERTY_EXAMPLES" not in os.environ,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     settings.load_profile("untimed")
 
 

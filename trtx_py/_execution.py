@@ -450,6 +450,10 @@ class Execution:
         with contextlib.suppress(TrtxError), self._access.current:
             self.give_up_profiles()
 
+    def rest(self) -> None:
+        """Wait until the GPU is done with all that was launched on the lane."""
+        self._site.rest()
+
     def release(self) -> None:
         """Give everything back, whatever part of it fails. Nothing is wanted any more; what runs is waited for."""
         driver, events = self._driver, (self._start, self._end)
@@ -468,7 +472,7 @@ class Execution:
         if self._graphs is not None:
             releases.add(self._graphs.release)
         releases.add(self.drop_context)
-        releases.add(self._site.rest)  # steps run last to first
+        releases.add(self.rest)  # steps run last to first
         releases()
 
 

@@ -223,6 +223,7 @@ class Front:
                 self.port.fail_queued(ClosedError(f"{self._handle} was closed before a slot became free"))
             time.sleep(0.0005)
         self.lanes.drain()
+        self.lanes.rest()  # as each release does; but an interrupt of this wait loses nothing
 
     def graph_statistics(self) -> GraphStatistics:
         """What graphs did so far."""

@@ -213,6 +213,11 @@ class Lanes:
             if thread is not threading.current_thread():
                 thread.join()
 
+    def rest(self) -> None:
+        """Wait until the GPU is done with what the lanes launched. Behind ``drain``."""
+        for lane in list(self._lanes):
+            lane.execution.rest()
+
     @contextlib.contextmanager
     def parked(self) -> Iterator[None]:
         """Idle lanes give their contexts back, so that a caller can have their profiles; none begins anything inside.

@@ -98,6 +98,7 @@ class Handle:
         self.busy: Callable[[], str | None] | None = None
         self.keeps: object = None  # foreign things that must live as long as what this stands for
         self.abandoned = False
+        self.settling = False
         self.claimed = False
         self.closer: int | None = None
 
@@ -225,20 +226,26 @@ class Loan:
 
 
 def _settle(handle: Handle, step: Literal["stop", "drain"]) -> None:
-    """Stop or drain one handle, unless another thread, closing a subtree that overlaps, is releasing it by now.
+    """Stop or drain one handle, unless another thread, closing a subtree that overlaps, has done so or releases it.
 
-    A loan keeps that other thread from the release until this one is done with what is to be released.
+    While that one is at it, this one waits: it may be about to release what is still in use, such as lanes, which are
+    younger than a batcher. A loan keeps that other thread from the release until this one is done with it.
     """
     with _process.changed:
+        while handle.settling:
+            _process.changed.wait()
         action: Callable[[], None] | None = getattr(handle, step)
         if action is None or handle.claimed:
             return
+        handle.settling = True
         loan = next(_keys)
         handle.loans[loan] = ("closing", None)
     try:
         action()
+        setattr(handle, step, None)
     finally:
         with _process.changed:
+            handle.settling = False
             handle.loans.pop(loan)
             _process.changed.notify_all()
 
@@ -454,7 +461,15 @@ class Resource:
                     borrowers=blockers,
                 )
             handle.mark_closing(closer=here)
-        _close_subtree(handle)
+        try:
+            _close_subtree(handle)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: this call ends, and the closing goes on to its end
+            going_on = threading.Thread(target=_close_subtree, args=(handle,), name="trtx_py-closing", daemon=True)
+            going_on.start()
+            handle.closer = going_on.ident
+            raise
 
     async def aclose(self) -> None:
         """Close the object and everything below it: no new work, drained, children first. Idempotent.

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -26,6 +25,7 @@ from tests.unit.batching import ALONE, start, turns, until, wide_plan
 from tests.unit.serving import N4, PATIENCE_S, GateClock, affine, affine_model, affine_plan, rows, serving
 from trtx_py import _slot
 from trtx_py._graphs import GraphCache
+from trtx_py._resource import State
 from trtx_py._site import LaneSite
 from trtx_py.cuda import _array, _stream
 from trtx_py.serving import _copier
@@ -176,6 +176,24 @@ async def test_closing_without_a_loop(gate: Gate, completion: str) -> None:
     async with captured(gate, completion=completion) as engine:
         await give_up(gate, engine, "infer")
         await gate.awaited(start(asyncio.to_thread(engine.close)))
+        assert_nothing_is_allocated(engine)
+
+
+async def test_closing_that_is_interrupted(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while ``close()`` waits for the GPU ends this call. The closing goes on, and can be waited for."""
+    rest, interrupts = LaneSite.rest, [KeyboardInterrupt()]
+
+    def interrupted(site: LaneSite) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        rest(site)
+
+    async with captured(gate) as engine:
+        await give_up(gate, engine, "infer")
+        monkeypatch.setattr(LaneSite, "rest", gate._seen(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            engine.close()
+        await gate.awaited(start(engine.aclose()))
         assert_nothing_is_allocated(engine)
 
 
@@ -463,27 +481,49 @@ async def test_rows_that_are_still_copied(gate: Gate, monkeypatch: pytest.Monkey
 
 
 async def test_two_closers(mock_backend: MockBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One closes the batcher, and meanwhile the other the engine, whose lanes are younger, and go first."""
+    """One closes the batcher. Meanwhile the other closes the engine, whose lanes are younger, and would go first."""
     async with serving(mock_backend) as engine:
         batcher = trtx.DynamicBatcher(engine)
         await batcher.warmup()
         other = threading.Thread(target=lambda: asyncio.run(engine.aclose()))
-        settle = GraphPool.settle
+        settle, kept = GraphPool.settle, []
 
         def late(pool: GraphPool) -> None:
             if other.ident is None:
                 other.start()
-                deadline = time.monotonic() + PATIENCE_S
-                with contextlib.suppress(RuntimeError):  # it is closed
-                    while time.monotonic() < deadline:
-                        pool._lanes[0].host.lane.poll()
-                        time.sleep(0.001)
+                other.join(0.2)  # who does not wait is done with it
+                kept.append(engine.statistics().pinned_memory.current_bytes)
             settle(pool)
 
         monkeypatch.setattr(GraphPool, "settle", late)
         await batcher.aclose()
         await asyncio.to_thread(other.join)
         assert engine.closed
+        assert len(kept) == 1
+        assert kept[0] > 0
+
+
+async def test_two_closers_of_a_slot(mock_backend: MockBackend) -> None:
+    """The first waits for other things yet; the second finds what the first one keeps from use, and goes on."""
+    async with serving(mock_backend, slots=2) as engine:
+        slot = await engine.alloc_inputs(X3).__aenter__()
+        drain, held, go_on = engine._handle.drain, threading.Event(), threading.Event()
+        assert drain is not None
+
+        def slowly() -> None:
+            held.set()
+            assert go_on.wait(PATIENCE_S)
+            drain()
+
+        engine._handle.drain = slowly
+        first = start(engine.aclose())
+        await until(held.is_set)
+        second = start(engine.runtime.aclose())
+        await until(lambda: engine.runtime._handle.state is State.CLOSING)
+        go_on.set()
+        with anyio.fail_after(_slot._COPY_S / 2):
+            await asyncio.wait([first, second])
+        assert slot.closed
 
 
 _STANDS = """

@@ -224,7 +224,7 @@ class GraphPool:
         """
         deadline = time.monotonic() + _PATIENCE_S
         for lane in self._lanes if not self.given_back else ():
-            while _at_work(lane.host.lane) and time.monotonic() < deadline:
+            while lane.host.lane.poll() and time.monotonic() < deadline:
                 time.sleep(0.0005)
         for slot in list(self._out):
             slot.keep()
@@ -233,13 +233,6 @@ class GraphPool:
         if self._closed and not self._out:
             borrowed, self._borrowed = self._borrowed, []
             _give_back(borrowed)
-
-
-def _at_work(lane: _native.Lane) -> bool:
-    try:
-        return lane.poll() > 0
-    except RuntimeError:  # it is closed: another thread, which closes the engine, waited for it and came first
-        return False
 
 
 class _Slot(Memory):
