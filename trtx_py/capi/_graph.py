@@ -20,6 +20,7 @@ from .._plan import Plan, PlanHeader
 from .._request import InferenceResult, Request
 from .._slot import _checked
 from .._types import Array, Shape, TensorLocation, TensorMode
+from ..backends._flavours import parse_version
 from ..cuda._array import DeviceArray
 from ..cuda._device import Device
 from ._dtypes import CARRIERS, DType, of_engine
@@ -273,7 +274,7 @@ def _is_exclusive(engine: Engine) -> bool:
 
 
 def _might_be_exclusive(header: PlanHeader) -> bool:
-    if header.flavour == "tensorrt_rtx" or int(header.version.split(".")[0]) >= _SHARES_ALWAYS:
+    if header.flavour == "tensorrt_rtx" or parse_version(header.version)[0] >= _SHARES_ALWAYS:
         return False
     return header.is_raw or not header.build_options.get("profile_sharing", True)
 

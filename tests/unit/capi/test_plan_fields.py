@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,9 +13,10 @@ import pytest
 
 from mock_backend import PlanPayload
 from mock_backend._plan import _HEAD, MAGIC
-from tests.unit.capi.kit import context, control, options
+from tests.unit.capi.kit import context, control, ok, options
+from tests.unit.serving import affine_plan
 from trtx_py._errors import PlanError
-from trtx_py._plan import PlanHeader
+from trtx_py._plan import Plan, PlanHeader
 from trtx_py._types import DataType, ShapeRange, TensorInfo, TensorMode
 from trtx_py.capi._dtypes import DType
 from trtx_py.capi._models import carried_in
@@ -130,6 +132,17 @@ def test_a_caller_in_c_hears_that_the_plan_is_damaged(path: tuple[str | int, ...
         status, text = control.open_plan(made, memoryview(changed(*path, to="text")), options())
     assert status == Status.PLAN
     assert str(path[-1]) in text
+
+
+@pytest.mark.usefixtures("nothing_stays_open")
+@pytest.mark.parametrize("version", ["1b1", "1n0.0.0"])
+def test_a_version_may_have_more_than_numbers(version: str) -> None:
+    """Betas do. It is the container's own; the mock goes by the one in its plan."""
+    built = affine_plan()
+    plan = Plan.seal(built.serialized, dataclasses.replace(built.header, version=version))
+    with context() as made:
+        graph, _ = ok(control.open_plan(made, memoryview(plan), options()))
+        assert control.close_graph(graph) == (0,)
 
 
 @pytest.mark.parametrize("path", [path for path, _, _ in FIELDS if isinstance(path[-1], str)], ids=str)
