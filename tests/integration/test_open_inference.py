@@ -274,5 +274,5 @@ def test_sigterm_under_load_loses_no_accepted_request(expected: Any) -> None:
     assert (failed, in_flight) == (0, 0)
     assert accepted == completed == sum(answered for answered, _ in found)
     allowed = re.compile("503 the server is shutting down|not connected")
+    # Whether anybody hears the 503 depends on who is faster; tests/unit/test_open_inference.py has it for certain.
     assert [end for _, end in found if not allowed.match(end)] == []
-    assert any(end.startswith("503") for _, end in found)

@@ -26,7 +26,7 @@ from tests.unit.batching import (
     turns,
     until,
 )
-from tests.unit.serving import GateClock, affine, rows
+from tests.unit.serving import PATIENCE_S, GateClock, affine, rows
 
 
 async def test_waiting_callers_are_let_in_in_order() -> None:
@@ -159,9 +159,9 @@ async def test_bytes_in_flight_let_the_next_in() -> None:
             await turns()
             assert batcher.statistics().bytes_in_flight <= 64
             clock.open()
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 await asyncio.gather(*tasks)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await ask_many(batcher, 40)
         await assert_settled(batcher)
     backend.assert_clean()
@@ -188,7 +188,7 @@ async def test_what_could_never_be_taken(mock_backend: MockBackend) -> None:
     async with batching(mock_backend, policy=trtx.BatchPolicy(max_bytes_in_flight=63)) as batcher:
         with pytest.raises(trtx.InvalidArgumentError):
             await ask(batcher, 4)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await ask(batcher, 3)
             with pytest.raises(trtx.InvalidArgumentError):
                 await asyncio.gather(*(ask(batcher, 1) for _ in range(4)), ask(batcher, 4))
@@ -198,7 +198,7 @@ async def test_what_could_never_be_taken(mock_backend: MockBackend) -> None:
 
 async def test_the_smallest_queue(mock_backend: MockBackend) -> None:
     async with batching(mock_backend, max_queue=1) as batcher:
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             await asyncio.gather(*(ask(batcher, 1, seed) for seed in range(30)), ask_many(batcher, 20))
         await assert_settled(batcher)
 

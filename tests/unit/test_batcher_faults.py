@@ -167,7 +167,7 @@ async def test_a_lost_device_fails_everybody_typed(lanes: int, graphs: bool) -> 
         await batcher.warmup()
         await asyncio.gather(*(ask(batcher, 1, n) for n in range(20)))
         backend.inject(device_lost(3))
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             found = await asyncio.gather(
                 *(call(batcher, 1 + n % 4, n) for n in range(30) for call in (ask, ask_many, ask_filled)),
                 return_exceptions=True,

@@ -34,7 +34,7 @@ from tests.unit.batching import (
     turns,
     until,
 )
-from tests.unit.serving import GateClock, affine, affine_plan, rows, serving
+from tests.unit.serving import PATIENCE_S, GateClock, affine, affine_plan, rows, serving
 from tests.unit.test_batcher_rows import ask_length
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ async def test_closing_the_engine_loses_nothing(graphs: bool, lanes: int) -> Non
             closing = start(batcher.engine.aclose())
             await turns()
             clock.open()
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_S):
                 await asyncio.gather(holder, *tasks)
                 await closing
         assert batcher.closed
@@ -103,7 +103,7 @@ async def test_closing_without_draining() -> None:
             await turns()
             clock.open()
             await holder  # what was launched is finished
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_S):
                 found = await asyncio.gather(*tasks, return_exceptions=True)
                 await closing
             assert all(isinstance(one, trtx.ClosedError) for one in found), found
@@ -214,7 +214,7 @@ async def test_closing_while_the_first_request_prepares(mock_backend: MockBacken
     async with batching(mock_backend) as batcher:
         tasks = [start(ask(batcher, 1, n)) for n in range(5)]
         await turns(steps)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             await (batcher if of == "batcher" else batcher.engine).aclose()
             found = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(one is None or isinstance(one, trtx.ClosedError) for one in found), found
@@ -236,12 +236,12 @@ async def test_closing_while_graphs_are_captured_in_the_background(
         for _ in range(9):  # after so many batches it recurs
             await asyncio.gather(*(ask_length(batcher, 1, 5, n) for n in range(3)))
         await turns(steps)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             await (batcher if of == "batcher" else batcher.engine).aclose()
         if of == "batcher":
             await turns(100)
             await batcher.engine.infer({"x": rows(2)})
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_S):
                 while not batcher.engine.closed:  # what was being captured lets go of it by itself
                     with contextlib.suppress(trtx.BorrowedError):
                         batcher.engine.close()
@@ -350,7 +350,7 @@ def test_a_loop_that_ends_in_the_middle(mock_backend: MockBackend, kind: str, gr
     async def after() -> None:
         runtime, engine, _ = made
         assert np.array_equal((await engine.infer({"x": rows(2)}))["y"], affine(rows(2)))
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await engine.aclose()
         await runtime.aclose()
 

@@ -33,7 +33,18 @@ from tests.unit.batching import (
     until,
     wide_plan,
 )
-from tests.unit.serving import NONZERO, GateClock, Ranges, affine, build, make_model, nonzero_model, rows, serving
+from tests.unit.serving import (
+    NONZERO,
+    PATIENCE_S,
+    GateClock,
+    Ranges,
+    affine,
+    build,
+    make_model,
+    nonzero_model,
+    rows,
+    serving,
+)
 
 INT = TensorProto.INT32
 
@@ -121,7 +132,7 @@ async def test_tensors_without_rows_are_refused(mock_backend: MockBackend) -> No
 async def test_outputs_without_rows_are_noticed(mock_backend: MockBackend) -> None:
     """A declared axis is believed, but what comes out must have as many rows as went in."""
     async with batching(mock_backend, build(nonzero_model(), [NONZERO]), batch_axis=0) as batcher:
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             found = await asyncio.gather(
                 *(batcher.infer({"x": np.ones(3, np.float32)}) for _ in range(4)), return_exceptions=True
             )
@@ -387,7 +398,7 @@ async def test_who_is_slow_to_fill_holds_nobody_up(mock_backend: MockBackend) ->
             await turns()
             assert not any(task.done() for task in others)  # they share its batch
             await skip.by(100.0)
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 await asyncio.gather(*others)
             slow["x"][1] = rows(2, 5)[1]  # what was written before is not lost
             others = [start(ask(batcher, 1, n)) for n in range(4)]
@@ -489,7 +500,7 @@ async def test_leaving_while_infer_waits() -> None:
                 await turns()
             await turns()
             clock.open()
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 found = (await asyncio.gather(task, return_exceptions=True))[0]
             assert isinstance(found, (trtx.TrtxError, dict)), found
         await assert_settled(batcher)
